@@ -292,7 +292,8 @@ def advice(bakefile: Bakefile) -> tuple[str, ...]:
         )
     if bakefile.trust and not bakefile.sign:
         found.append(
-            "trust: there is no `sign`, so artefacts baked here are not signed, and `parbake rollout` refuses them"
+            "trust: there is no `sign`, so artefacts baked here are not signed: nothing takes them, and each bake "
+            "makes them again"
         )
     unused = [host for host in bakefile.registries if host not in used]
     return (*found, *(f"registries: no image is from {host} ({close(host, sorted(used))})" for host in unused))

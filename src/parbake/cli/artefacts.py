@@ -209,6 +209,7 @@ def verify(
         base=base or project.node_image,
         keep_workspace=keep_workspace,
         trust=project.trust,
+        bakefile=project.readable,
         signer=project.signer(),
         shared=project.shared(),
     )

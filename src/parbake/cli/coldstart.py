@@ -55,6 +55,7 @@ def trace(
     from parbake.coldstart.trace import save, summary
     from parbake.records import genuine
     from parbake.workflows import trace as workflow
+    from parbake.workflows.startup import started_as
 
     path = Path(selector)
     if path.is_block_device() or path.is_mount():
@@ -69,11 +70,12 @@ def trace(
         artefact, record = records.locate_record(selector, project.output(), hint=hint)
         signs = project.signer()
         with records.in_use(artefact.parent, record.artefact):
-            record = genuine.need(artefact, project.trust if signs else ())  # it is signed again
+            record = genuine.need(artefact, project.trust)
             if recorded:
-                record = workflow.add_trace(artefact, record, recorded, signs)
+                record = workflow.add_trace(artefact, record, recorded, events, signs)
             else:
-                record = workflow.rehearse(artefact, record, events, signs)
+                plan = started_as(record.plan, project.readable, events, signed=bool(project.trust))
+                record = workflow.rehearse(artefact, record, events, signs, plan=plan)
             if shared := project.shared():
                 shared.put(record, again=True)
         assert record.trace
@@ -83,6 +85,7 @@ def trace(
 
 @command()
 def hydrate(
+    events: Events,
     selector: Selector,
     folder: Annotated[Path, typer.Argument(help="Where to write; created if missing.", metavar="FOLDER")],
     file: BakefilePath = DEFAULT_FILE,
@@ -97,9 +100,13 @@ def hydrate(
     from parbake.aws import limits
     from parbake.coldstart.hydrate import export
     from parbake.coldstart.trace import hydrate_list, prefetch_list
+    from parbake.records import genuine
     from parbake.workflows import trace as workflow
 
-    artefact, record = records.locate(selector, Project(file, [selector]).output())
+    project = Project(file, [selector], events=events)
+    artefact, record = records.locate(selector, project.output())
+    if record:
+        record = genuine.need(artefact, project.trust)
     found = workflow.trace_of(artefact, record)
     paths = export(folder, hydrate_list(found), prefetch_list(found))
     size = (folder / "user-data.sh").stat().st_size

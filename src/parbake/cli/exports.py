@@ -66,10 +66,9 @@ def kubelet_config(
 
     if form not in {"kubelet", "nodeadm"}:
         raise InputError(f"--for {form}: no such program", hint="choose kubelet or nodeadm")
-    found = kubelet.document(
-        workflow.references(file, Project(file, [selector] if selector else []).output(), selector),
-        cast("kubelet.Form", form),
-    )
+    project = Project(file, [selector] if selector else [])
+    named = workflow.references(file, project.output(), selector, project.trust if selector else ())
+    found = kubelet.document(named, cast("kubelet.Form", form))
     return Result(found, lambda: kubelet.text(found))
 
 

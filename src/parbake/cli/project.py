@@ -137,6 +137,13 @@ class Project:
         return self._proof.trust if self._proof else ()
 
     @property
+    def readable(self) -> Bakefile | None:
+        """The Bakefile; None where there is none, and where a file is named and the one that lies here has mistakes."""
+        from parbake.bakefile import Bakefile
+
+        return self._proof if isinstance(self._proof, Bakefile) else None
+
+    @property
     def node_image(self) -> Path | None:
         """The image of a node that volumes are verified on, where the Bakefile names one."""
         return self._proof.verify.base if self._proof else None

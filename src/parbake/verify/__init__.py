@@ -1,7 +1,7 @@
 """Verification: prove that every image starts from the artefact, with the registry cut off."""
 
-from parbake.verify.integrity import compared, damaged
+from parbake.verify.integrity import damaged
 from parbake.verify.pull import Pulled, compare_pull
 from parbake.verify.verify import Verification, verify
 
-__all__ = ["Pulled", "Verification", "compare_pull", "compared", "damaged", "verify"]
+__all__ = ["Pulled", "Verification", "compare_pull", "damaged", "verify"]

@@ -24,6 +24,7 @@ from parbake.core.signing import Signer
 from parbake.core.sources import Source
 from parbake.core.workspace import work_folder
 from parbake.records import Record
+from parbake.records.held import state
 from parbake.workflows import ancestry
 from parbake.workflows.describe import Clock, describe_disk, make_record
 from parbake.workflows.disks import build_disk, find_base, need_room
@@ -71,7 +72,9 @@ def with_trace(run: Session, earlier: BakeResult, options: BakeOptions) -> BakeR
     from parbake.workflows.trace import add_trace, rehearse  # loads only where something is left to do, here and below
 
     if options.trace:
-        return replace(earlier, record=add_trace(earlier.artefact, earlier.record, options.trace, run.signer))
+        return replace(
+            earlier, record=add_trace(earlier.artefact, earlier.record, options.trace, run.events, run.signer)
+        )
     if options.rehearse and earlier.record.trace is None:
         return replace(earlier, record=rehearse(earlier.artefact, earlier.record, run.events, run.signer))
     return earlier
@@ -96,7 +99,7 @@ def make_artefact(run: Session, plan: Plan, options: BakeOptions) -> BakeResult:
         )
     access.give(output, records.everything(artefact), run.bakefile.readable_by)  # first: it changes what is remembered
     ancestry.remember(artefact, record, run.cache)
-    return BakeResult(artefact, record, changed=True)
+    return BakeResult(artefact, record, changed=True, state=state(artefact))
 
 
 def find_parent(run: Session, plan: Plan, options: BakeOptions) -> ParentVolume | None:
@@ -119,7 +122,7 @@ def prepare_for_cold_starts(disk: Disk, plan: Plan, work: Path, options: BakeOpt
     return disk
 
 
-def _trace_from(file: Path, artefact: Path, plan: Plan) -> Trace:
+def _trace_from(file: Path, artefact: Path | None, plan: Plan) -> Trace:
     from parbake.workflows.trace import recorded_elsewhere
 
     return recorded_elsewhere(file, artefact, plan)
@@ -138,7 +141,7 @@ def prove(
     Raises VerificationFailed with everything that is wrong.
     """
     verdict, sha256 = examine(
-        finished.artefact, finished.record, events, base=base, fresh=finished.changed, keep_workspace=keep_workspace
+        finished.artefact, finished.record, events, base=base, known=finished.state, keep_workspace=keep_workspace
     )
     interrupts.hold()
     record = write_verdict(finished.artefact, finished.record, verdict, sha256, signer)
@@ -222,8 +225,7 @@ def bake_remotely(
     with work_on(output, plan.key[:12], run.events, keep=options.keep_workspace) as work:
         attachments = run.registry.find_attachments(plan.all_images)
         made = builder.bake_remotely(plan, Ingredients(None, nothing_here, work, run.events, claim=claim))
-        path = output / plan.artefact_name
-        trace = _trace_from(options.trace, path, plan) if options.trace else trace_beside(earlier)
+        trace = _trace_from(options.trace, None, plan) if options.trace else trace_beside(earlier)
         record = make_record(
             run,
             plan,

@@ -24,9 +24,11 @@ from parbake.images.registry import Layout, Registry
 from parbake.records import Record, genuine
 from parbake.workflows.identity import acting, role_of
 from parbake.workflows.preflight import account_cautions
+from parbake.workflows.startup import proven_as
 
 if TYPE_CHECKING:
     from parbake.builders.workers.hire import Spare
+    from parbake.records.held import State
     from parbake.records.store import Shared
 
 
@@ -46,11 +48,15 @@ class Preview:
 
 @dataclass(frozen=True, slots=True)
 class BakeResult:
-    """An artefact and its record; ``changed`` is False when it was there already."""
+    """An artefact and its record; ``changed`` is False when it was there already.
+
+    ``state`` is that of a file that this run has made: as long as it stays so, its bytes are those of the record.
+    """
 
     artefact: Path
     record: Record
     changed: bool
+    state: State | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +75,8 @@ class Session:
 
     @property
     def trusted(self) -> Sequence[Path]:
-        """The keys that must have signed what this run goes on from: those of a Bakefile that signs."""
-        return self.bakefile.trust if self.signer else ()
+        """The keys of which one must have signed what this run goes on from."""
+        return self.bakefile.trust
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,8 +301,9 @@ def existing(
     """Find the artefact of a plan among those made before: its file, or what its record says of a cloud.
 
     What a record says is compared with the plan, with itself, with AWS's tags, and where ``trust`` names keys, with
-    its signature; a record that cannot be trusted counts as none. One whose list of blocks is another's has to be
-    verified again. With ``mend`` (hold ``records.in_use``) what differs from what was signed is written back.
+    its signature; a record that cannot be trusted counts as none. One whose list of blocks is another's, or whose
+    images started otherwise than the plan says, has to be verified again. With ``mend`` (hold ``records.in_use``) what
+    differs from what was signed is written back.
     """
     artefact, path = output / plan.artefact_name, output / f"{plan.artefact_name}{records.SUFFIX}"
     if not path.exists() or not (artefact.exists() or plan.artefact.in_cloud):
@@ -320,4 +327,4 @@ def existing(
     elif problem := genuine.listed(artefact, record):
         events.warn(f"{problem}: {artefact.name} has to be verified again")
         record = record.model_copy(update={"verdict": None})
-    return BakeResult(artefact, record, changed=False)
+    return BakeResult(artefact, proven_as(record, plan, events), changed=False)

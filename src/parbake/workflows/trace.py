@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +29,8 @@ from parbake.core.signing import Signer
 from parbake.core.timestamps import timestamp
 from parbake.core.workspace import work_folder
 from parbake.machine import disk
-from parbake.records import Record
+from parbake.records import Record, genuine
+from parbake.records.held import NotAsRecorded, held
 
 if TYPE_CHECKING:
     from parbake.aws.costs import Situation
@@ -36,40 +39,68 @@ if TYPE_CHECKING:
 _TICK = 0.1
 
 
-def rehearse(artefact: Path, record: Record, events: Events, signer: Signer | None = None) -> Record:
+def rehearse(
+    artefact: Path, record: Record, events: Events, signer: Signer | None = None, *, plan: Plan | None = None
+) -> Record:
     """Start every image of an artefact once with cold caches, and keep what it reads beside the artefact.
 
     A machine image is booted for that; what lies in EC2 alone is fetched first. Returns the record with the trace's
-    summary. It lists what could not be rehearsed. Raises EnvironmentProblem where this machine cannot
-    trace, MachineError for one that does not boot, AwsError where it cannot be fetched.
+    summary. It lists what could not be rehearsed. ``plan`` says how the images start (None: as the record says).
+    Raises NotAsRecorded, before anything of it is used, when its bytes are not the record's; EnvironmentProblem where
+    this machine cannot trace, MachineError for one that does not boot, AwsError where it cannot be fetched.
     """
     run.need_root("rehearsing")
     records.need_signer(artefact, signer)
-    with work_folder(artefact.parent, "rehearse") as work:
-        there = artefact if artefact.exists() else _fetched(record, work, events)
-        trace = rehearse_disk(there, record.plan, events, work)
+    with work_folder(artefact.parent, "rehearse") as work, _disk_of(artefact, record, work, events) as there:
+        assert there
+        trace = rehearse_disk(there, plan or record.plan, events, work)
     return write_trace(artefact, record, trace, signer)
 
 
+@contextmanager
+def _disk_of(
+    artefact: Path, record: Record, work: Path, events: Events, *, fetch: bool = True
+) -> Iterator[Path | None]:
+    """Yield the disk of an artefact, compared with its record; what is in EC2 alone is fetched, or None."""
+    if artefact.exists():
+        with held(artefact, record, work, events) as bytes_:
+            yield bytes_.path
+    else:
+        yield _fetched(record, work, events) if fetch else None
+
+
 def _fetched(record: Record, work: Path, events: Events) -> Path:
-    """Read the disk of an artefact that lies in EC2. Raises InputError where it is nowhere."""
+    """Read the disk of an artefact that lies in EC2.
+
+    Raises InputError where it is nowhere, NotAsRecorded where it is another's, or has other bytes.
+    """
     if not record.published:
         raise InputError(f"{record.artefact} is missing here, and its record names no copy of it in a cloud")
     from parbake.aws import ebs  # loads only where AWS is asked
 
     region, there = next(iter(record.published.items()))
     what = there.snapshots[0].id
+    if problem := genuine.doubt_of_published(record, region):
+        raise NotAsRecorded(Path(record.artefact), f"{what} in {region} {problem}")
     with events.stage("fetch", f"Fetch {what}"):
-        return ebs.fetch(what, work / "disk.raw", events, region=region).path
+        fetched = ebs.fetch(what, work / "disk.raw", events, region=region)
+    if record.blocks and record.blocks.digest != fetched.blocks.digest():
+        raise NotAsRecorded(Path(record.artefact), f"{what} in {region} has other bytes")
+    return fetched.path
 
 
-def add_trace(artefact: Path, record: Record, file: Path, signer: Signer | None = None) -> Record:
+def add_trace(artefact: Path, record: Record, file: Path, events: Events, signer: Signer | None = None) -> Record:
     """Take a trace that was recorded elsewhere; raises InputError when it is not of this artefact's file system."""
     records.need_signer(artefact, signer)
-    return write_trace(artefact, record, recorded_elsewhere(file, artefact, record.plan), signer)
+    with (
+        work_folder(artefact.parent, "trace") as work,
+        _disk_of(artefact, record, work, events, fetch=False) as there,
+    ):
+        trace = recorded_elsewhere(file, there, record.plan)
+    return write_trace(artefact, record, trace, signer)
 
 
-def recorded_elsewhere(file: Path, disk_path: Path, plan: Plan) -> Trace:
+def recorded_elsewhere(file: Path, disk_path: Path | None, plan: Plan) -> Trace:
     """Read a trace that was recorded on a node; raises InputError when it is not of this disk's file system.
 
     What lies in a cloud alone is known by its plan where this machine made its file system; an instance's own is not.
@@ -77,7 +108,7 @@ def recorded_elsewhere(file: Path, disk_path: Path, plan: Plan) -> Trace:
     from parbake.coldstart.rehearsal.volume import identify
 
     trace = load(file)
-    if disk_path.exists():
+    if disk_path:
         _, uuid = identify(disk_path)
     else:
         by_us = plan.artefact.kind == "volume" and plan.base.kind == "none"

@@ -18,10 +18,12 @@ from parbake.core.printable import word
 from parbake.core.signing import Signer
 from parbake.core.workspace import cache_folder, work_folder
 from parbake.machine import disk
-from parbake.machine.disk import block_list
-from parbake.records import Record, blocks_of, blocks_path, genuine
+from parbake.records import Record, genuine
+from parbake.records.held import NotAsRecorded, State, held
+from parbake.workflows.startup import started_as
 
 if TYPE_CHECKING:
+    from parbake.bakefile import Bakefile
     from parbake.records.store import Shared
 
 
@@ -53,31 +55,30 @@ def examine(
     events: Events,
     *,
     base: Path | None = None,
-    fresh: bool = False,
+    known: State | None = None,
     keep_workspace: bool = False,
 ) -> tuple[Verdict, str]:
     """Verify an artefact, with its record or (a file without one) by what its store holds; return also its SHA-256.
 
     A volume is attached to ``base``, a node's image (None: the default base). First its bytes are compared with its
-    record, unless it is ``fresh``. The digest of the whole file is computed while the machine boots; it is empty for a
-    file without a record, and for one that is damaged.
+    record, unless this run has made it and it is in the ``known`` state. The digest of the whole file is computed while
+    the machine boots; it is empty for a file without a record, and for one that is damaged.
     """
-    from parbake.verify import compared, damaged, verify  # gRPC and its like take longer to load than doing nothing
+    from parbake.verify import damaged, verify  # gRPC and its like take longer to load than doing nothing
 
     records.sweep(artefact.parent)
     with work_on(artefact.parent, "verify", events, keep=keep_workspace) as work:
         if record is None:
             return verify(artefact, None, events=events, folder=work, cache=cache_folder(), base=base), ""
-        if record.blocks and not fresh:
-            with events.stage("compare", f"Compare {artefact.name} with its record"):
-                differs = damage(artefact, record, events)
-            if differs:
-                return damaged(differs), ""
-        known = record.sha256 if record.blocks or fresh else ""
-        with disk.sha256_beside(artefact, events, known=known) as sha256:
-            verdict = verify(artefact, record.plan, events=events, folder=work, cache=cache_folder(), base=base)
-            digest = sha256()
-    return verdict if fresh else compared(verdict, recorded=record.sha256, found=digest), digest
+        try:
+            with (
+                held(artefact, record, work, events, known=known) as bytes_,
+                disk.sha256_beside(bytes_.path, events, known=record.sha256) as sha256,
+            ):
+                verdict = verify(bytes_.path, record.plan, events=events, folder=work, cache=cache_folder(), base=base)
+                return verdict.model_copy(update={"intact": bytes_.compared or None}), sha256()
+        except NotAsRecorded as error:
+            return damaged(error.differs), ""
 
 
 def write_verdict(
@@ -97,6 +98,7 @@ def verify_again(
     base: Path | None = None,
     keep_workspace: bool = False,
     trust: Sequence[Path] = (),
+    bakefile: Bakefile | None = None,
     signer: Signer | None = None,
     shared: Shared | None = None,
 ) -> tuple[Path, Verdict]:
@@ -104,11 +106,14 @@ def verify_again(
 
     Where nothing could be booted (there are no machines for its platform) the record keeps the verdict that it has, and
     so does a signed one without a ``signer``. Raises VerificationFailed, before anything is booted, when the record
-    contradicts itself, or when none of the keys in ``trust`` has signed it. A good verdict is ``shared``, too.
+    contradicts itself, or when none of the keys in ``trust`` has signed it. A good verdict is ``shared``, too. Images
+    start as the ``bakefile`` says (``startup.started_as``), and the record says so then.
     """
     artefact, record = records.locate(selector, output)
     if record or trust:
         record = genuine.need(artefact, trust)
+        plan = started_as(record.plan, bakefile, events, signed=bool(trust))
+        record = record.model_copy(update={"plan": plan})
     if record and record.published and not artefact.is_file():
         there = next(iter(record.published.values()))
         raise InputError(
@@ -156,21 +161,3 @@ def work_on(output: Path, name: str, events: Events, *, keep: bool) -> Iterator[
         if keep:
             events.note(f"the work folder stays until `parbake clean`: {work}")
         yield work
-
-
-def damage(artefact: Path, record: Record, events: Events) -> str:
-    """Compare a raw artefact with its record, block by block: say what differs, or nothing.
-
-    The list of its blocks is written anew where it is missing or damaged itself. Raises InputError, DiskFull.
-    """
-    if record.blocks is None:
-        return ""
-    found = block_list(artefact, events, algorithm=record.blocks.algorithm)
-    known = blocks_of(artefact, record)
-    if found.digest() == record.blocks.digest:
-        if known is None:
-            found.write(blocks_path(artefact))
-        return ""
-    if known is None:
-        return f"its bytes do not match its record, and {blocks_path(artefact).name} does not say which"
-    return found.damage(known)

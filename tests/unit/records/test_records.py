@@ -15,8 +15,8 @@ from parbake.core.model import EBS_BLOCK, Base, Published, Snapshot
 from parbake.core.workspace import WORK, work_folder
 from parbake.machine.disk import block_list
 from parbake.records import folder as records_folder
-from parbake.records import statements
-from parbake.workflows import prune, verify
+from parbake.records import held, statements
+from parbake.workflows import prune
 from parbake.workflows.prune.decide import RetentionRules
 from tests.fakes.plans import digest, image, plan, record
 
@@ -165,7 +165,7 @@ def _release_listed(folder: Path, word: str = "ab") -> tuple[Path, records.Recor
 
 
 def _damage(artefact: Path, made: records.Record) -> str:
-    return verify.damage(artefact, made, Events())
+    return held.damage(artefact, made, Events())
 
 
 def test_a_raw_artefact_comes_and_goes_with_the_list_of_its_blocks(tmp_path: Path) -> None:
@@ -211,7 +211,10 @@ def test_a_record_of_before_reads(tmp_path: Path) -> None:
     del document["blocks"]
     (tmp_path / "x.json").write_text(json.dumps(statement))
     assert records.read(tmp_path / "x.json") == record()
-    assert _damage(tmp_path / "x", record()) == ""
+    (tmp_path / "x").write_bytes(b"content")
+    whole = record().model_copy(update={"sha256": hashlib.sha256(b"content").hexdigest()})
+    assert _damage(tmp_path / "x", whole) == ""
+    assert "its SHA-256 is" in _damage(tmp_path / "x", record())
 
 
 def test_what_a_killed_run_did_not_finish_goes_with_its_list(tmp_path: Path) -> None:

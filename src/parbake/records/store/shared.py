@@ -24,6 +24,7 @@ from parbake.core.signing import Signer
 from parbake.core.workspace import work_folder
 from parbake.machine import disk
 from parbake.records import folder
+from parbake.records.held import NotAsRecorded, damage
 from parbake.records.record import SUFFIX, Record
 from parbake.records.store import leases, needs, trail
 from parbake.records.store.entries import (
@@ -245,7 +246,10 @@ class Shared:
             if found and _same_bytes(record, found.record):
                 index = found.entry.disk
             elif artefact.exists():
-                made = send(self.store, artefact, folder.blocks_of(artefact, record), self._alike(record), self._events)
+                listed = folder.blocks_of(artefact, record)
+                if listed is None and (differs := damage(artefact, record, self._events)):
+                    raise NotAsRecorded(artefact, differs)
+                made = send(self.store, artefact, listed, self._alike(record), self._events)
                 index = put_object(self.store, made.model_dump_json().encode())
         return Entry(artefact=record.artefact, key=record.key, files=files, disk=index)
 

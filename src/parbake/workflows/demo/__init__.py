@@ -20,6 +20,7 @@ from parbake.core.ports import is_free
 from parbake.core.run import Deadline, Process
 from parbake.core.workspace import cache_folder, work_folder
 from parbake.records import Record
+from parbake.records.held import held
 from parbake.verify import Verification, compare_pull
 from parbake.workflows import bake, verify
 from parbake.workflows.demo import sample
@@ -88,7 +89,8 @@ def run_demo(folder: Path, *, events: Events) -> Outcome:
         plan = finished.record.plan
         with (
             work_folder(finished.artefact.parent, "demo") as work,
-            Verification(finished.artefact, plan, events=events, folder=work) as verification,
+            held(finished.artefact, finished.record, work, events, known=finished.state) as bytes_,
+            Verification(bytes_.path, plan, events=events, folder=work) as verification,
         ):
             record = verify.write_verdict(finished.artefact, finished.record, verification.verdict())
             verify.judge(finished.artefact, record.verdict)

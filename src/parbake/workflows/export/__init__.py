@@ -20,6 +20,7 @@ from parbake.core.run import need_root
 from parbake.core.workspace import publish, remove_leftovers, work_folder
 from parbake.machine import disk
 from parbake.records import Record, genuine
+from parbake.records.held import held
 from parbake.workflows import plan
 from parbake.workflows.export.archive import write_archive
 from parbake.workflows.export.gke import secondary_boot_disk
@@ -56,11 +57,15 @@ def to_packer(
     return write(folder, made.files, force=force)
 
 
-def references(bakefile_path: Path, output: Path, selector: str) -> tuple[str, ...]:
-    """Return the images of a record, or without a selector those that the Bakefile names."""
+def references(bakefile_path: Path, output: Path, selector: str, trust: Sequence[Path]) -> tuple[str, ...]:
+    """Return the images of a record, or without a selector those that the Bakefile names.
+
+    Raises VerificationFailed for a record that none of the keys in ``trust`` has signed, or that contradicts itself.
+    """
     if not selector:
         return tuple(str(entry.parsed) for entry in load(bakefile_path).images)
-    _, record = records.locate_record(selector, output, hint="name a record, or leave it out for the Bakefile")
+    artefact, _ = records.locate_record(selector, output, hint="name a record, or leave it out for the Bakefile")
+    record = genuine.need(artefact, trust)
     return tuple(image.reference for image in record.plan.images)
 
 
@@ -81,6 +86,16 @@ def write(folder: Path, files: Mapping[str, str], *, force: bool) -> tuple[Path,
     Raises InputError that names what is in the way, before anything is written, unless ``force``; and for a folder of
     a file that is a link.
     """
+    changed = refuse_others(folder, files, force=force)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in changed.items():
+        mode = 0o755 if text.startswith("#!") else 0o644
+        atomic.replace(folder / name, text, mode=mode, beneath=folder)
+    return tuple(folder / name for name in files)
+
+
+def refuse_others(folder: Path, files: Mapping[str, str], *, force: bool) -> dict[str, str]:
+    """Return those of the files that say something else than what is there, or are not; raises as ``write`` does."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file", hint="name a folder; it is created if missing")
     changed = {
@@ -92,11 +107,7 @@ def write(folder: Path, files: Mapping[str, str], *, force: bool) -> tuple[Path,
             f"{folder} holds other files of these names: {', '.join(in_the_way)}",
             hint="name another folder, or replace them with --force",
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in changed.items():
-        mode = 0o755 if text.startswith("#!") else 0o644
-        atomic.replace(folder / name, text, mode=mode, beneath=folder)
-    return tuple(folder / name for name in files)
+    return changed
 
 
 def _text(path: Path) -> str:
@@ -210,7 +221,8 @@ def _export(
 ) -> tuple[Path, ...]:
     """Write the script, then the disk, which appears when it is complete: a run that ends before it is none.
 
-    What runs that were killed left in the folder goes on the way.
+    Neither appears unless the artefact's bytes are those of its record, also once the disk was made of them. What runs
+    that were killed left in the folder goes on the way.
     """
     artefact, record = _proven(selector, output, events, force=force, trust=trust)
     cloud.refuse(record)
@@ -222,15 +234,18 @@ def _export(
     if not force and script.is_file() and _is_newer(made, artefact):
         events.note(f"{made} exists already (--force overwrites it)")
         return made, script
-    with work_folder(folder, "export") as work:
-        raw = artefact
+    with work_folder(folder, "export") as work, held(artefact, record, work, events) as bytes_:
+        raw = bytes_.path
         if record.plan.artefact.format != "raw":
             raw = work / "disk.raw"
-            disk.to_raw(artefact, raw, events)
+            disk.to_raw(bytes_.path, raw, events)
         local = _LocalArtefact(record, raw, work, name, events)
-        made.unlink(missing_ok=True)  # of an earlier artefact: it and the new script would not go together
-        write(folder, {cloud.script: cloud.text(local, made.name)}, force=force)
+        text = cloud.text(local, made.name)
+        refuse_others(folder, {cloud.script: text}, force=force)
         cloud.disk(local, work / made.name)
+        bytes_.need_unchanged()  # what follows hands out what was made of them
+        made.unlink(missing_ok=True)  # of an earlier artefact: it and the new script would not go together
+        write(folder, {cloud.script: text}, force=force)
         publish(work / made.name, made, mode=stat.S_IMODE(artefact.stat().st_mode) & 0o666)  # as readable as that
     return made, script
 

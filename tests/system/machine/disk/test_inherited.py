@@ -24,7 +24,7 @@ from parbake.core.events import Events
 from parbake.core.model import GIB
 from parbake.machine import disk
 from parbake.machine.ext4 import Volume
-from parbake.workflows import verify
+from parbake.records import held
 from tests.fakes.images import Built, image, layer, push
 from tests.fakes.registry import DockerRegistry
 from tests.fakes.runs import Done, bake, bakefile, parbake, private_places
@@ -126,7 +126,7 @@ def place_of(content: bytes, volume: Path) -> int:
 def damage(answer: dict[str, Any]) -> str:
     """Return what a comparison with the record says of a volume."""
     volume = Path(answer["artefact_path"])
-    return verify.damage(volume, records.read(Path(f"{volume}.json")), Events())
+    return held.damage(volume, records.read(Path(f"{volume}.json")), Events())
 
 
 def test_a_volume_is_inherited_while_nobody_writes_to_it(place: Path, registry: DockerRegistry) -> None:
