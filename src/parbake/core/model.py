@@ -362,6 +362,11 @@ class Plan(Frozen):
         """Every image that the store must hold, the sandbox image included."""
         return self.images if self.sandbox is None else (*self.images, self.sandbox)
 
+    @property
+    def startups(self) -> dict[str, Startup]:
+        """How each image is started, by reference."""
+        return {image.reference: image.startup or Startup() for image in self.images}
+
     def to_json(self) -> dict[str, object]:
         """Return the plan as printed by ``parbake plan --json``: its fields and its key."""
         return {"key": self.key, **self.model_dump(mode="json")}

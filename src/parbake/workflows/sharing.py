@@ -14,8 +14,12 @@ from typing import Protocol
 from parbake import records
 from parbake.core import access, interrupts
 from parbake.core.claim import Alone, Claim
+from parbake.core.errors import EnvironmentProblem
 from parbake.core.model import Plan
+from parbake.records import Record
 from parbake.workflows.plan import BakeResult, Session, shared_store
+
+_TURNS = 5  # the second one takes over what was first, the third makes up for what that lacks
 
 
 class Make(Protocol):
@@ -32,6 +36,7 @@ def make_and_share(run: Session, plan: Plan, make: Make, *, force: bool) -> Bake
     """Make sure that an artefact exists, here and in the store if the Bakefile names one, whose first record counts.
 
     Where another machine was first, and what it made lacks what was asked for (a verification), that is made up for.
+    Raises EnvironmentProblem where others keep replacing it.
     """
     shared, name, changed = shared_store(run), plan.artefact_name, False
     if shared is None:
@@ -54,7 +59,8 @@ def make_and_share(run: Session, plan: Plan, make: Make, *, force: bool) -> Bake
                 fetch()
             return held
 
-        while True:
+        before: Record | None = None
+        for _ in range(_TURNS):
             if not force:
                 fetch()
             finished = make(claim, force=force)
@@ -62,10 +68,14 @@ def make_and_share(run: Session, plan: Plan, make: Make, *, force: bool) -> Bake
             interrupts.resume()  # a run that is stopped from here on is finished by the next one
             with using(run, name):
                 kept = shared.put(finished.record, replacing=force)
-            if kept == finished.record:
+            if finished.record in (kept, before):  # nothing more can be made up for
                 interrupts.hold()
                 return replace(finished, changed=changed)
-            force, changed = False, False
+            before, force, changed = finished.record, False, False
+        raise EnvironmentProblem(
+            f"the record of {name} in {shared.store.url} was another one {_TURNS} times when this machine was done",
+            hint="let one Bakefile at a time write it; `parbake bake --force` replaces it",
+        )
 
 
 @contextmanager

@@ -36,11 +36,8 @@ def started_as(plan: Plan, bakefile: Bakefile | None, events: Events, *, signed:
 def proven_as(record: Record, plan: Plan, events: Events) -> Record:
     """Return a record with the startups of ``plan``, of the same key: without its verdict where they are others."""
     wanted = _with(record.plan, {image.reference: image.startup for image in plan.images})
-    changed = [
-        new.reference
-        for old, new in zip(record.plan.images, wanted.images, strict=True)
-        if (old.startup or Startup()) != (new.startup or Startup())
-    ]
+    before = record.plan.startups
+    changed = [name for name, startup in wanted.startups.items() if startup != before[name]]
     if not changed:
         return record
     if record.verdict:

@@ -263,7 +263,7 @@ def test_an_image_that_does_not_start_is_skipped(registry: DockerRegistry, tmp_p
     path = bakefile(tmp_path / "here", entries, base="none", size="256MiB")
     bake(path)
     (artefact,) = (path.parent / "artefacts").glob("*.raw")
-    told = parbake("trace", str(artefact), "--json").good()
+    told = parbake("trace", str(artefact), "-f", path, "--json").good()
     assert "ended with code 1" in told["skipped"][f"{registry.host}/team/one:1"]
     assert list(told["seconds"]) == [f"{registry.host}/team/two:1"]
     # A trace of another file system is refused, one of its own is taken.

@@ -15,12 +15,18 @@ import pytest
 from parbake import records
 from parbake.bakefile import load
 from parbake.core.errors import BadContent, BakefileError, EnvironmentProblem, InputError
+from parbake.core.events import Events
 from parbake.core.model import EBS_BLOCK, Published, Snapshot
+from parbake.core.signing import Signer
+from parbake.images.registry import Registry
 from parbake.records.store import need_conditional_writes, open_store, session_store
 from parbake.records.store.entries import entry_name
 from parbake.records.store.folder import FolderStore
 from parbake.workflows import prune
+from parbake.workflows.plan import BakeResult, Session, existing
 from parbake.workflows.prune.decide import RetentionRules
+from parbake.workflows.sharing import make_and_share
+from tests.fakes.keys import key_pair
 from tests.fakes.plans import record
 from tests.fakes.shared_bakes import PASSED, Machine, content
 
@@ -356,3 +362,86 @@ def test_no_store_is_none(tmp_path: Path) -> None:
     file = tmp_path / "parbake.yaml"
     file.write_text("version: 1\nimages: [r.example/app:1]\n")
     assert session_store(load(file)) is None
+
+
+class TestTrust:
+    """A store that others write to, and a Bakefile that trusts keys."""
+
+    @pytest.fixture
+    def signer(self, tmp_path: Path, pair: tuple[Machine, Machine]) -> Signer:
+        made = key_pair(tmp_path)
+        trusting = pair[1].file
+        trusting.write_text(trusting.read_text() + f"trust: [{tmp_path}/key.pub]\nsign: {{key: {tmp_path}/key.pem}}\n")
+        return made
+
+    @pytest.mark.usefixtures("signer")
+    def test_what_nobody_trusted_signed_does_not_count(self, pair: tuple[Machine, Machine]) -> None:
+        stranger, two = pair
+        first = stranger.baked("app", content(1))
+        stranger.shared.put(first)
+        two.shared.fetch(first.artefact)
+        two.shared.refresh()
+        assert (two.files(), two.shared.find(first.artefact), two.shared.records()) == ({}, None, ())
+        assert "has the signature of no trusted key: it is ignored" in two.warnings[0]
+
+    def test_a_signing_bake_replaces_it_and_ends(self, pair: tuple[Machine, Machine], signer: Signer) -> None:
+        stranger, two = pair
+        first = stranger.baked("app", content(1), at=1)
+        stranger.shared.put(first)
+        bakes: list[records.Record] = []
+
+        def bake(*_: object, **__: object) -> BakeResult:
+            """Go on from what is trusted, as a bake does, or make it."""
+            assert len(bakes) < 4, "it starts again for ever"
+            found = existing(two.output, first.plan, run.events, trust=run.trusted)
+            if found:
+                return found
+            bakes.append(two.baked("app", content(2), at=2))
+            records.write(two.output, bakes[-1], signer)
+            return BakeResult(two.output / first.artefact, bakes[-1], changed=True)
+
+        run = Session(load(two.file), Registry(events=Events()), Events(two.said.append), signer=signer)
+        done = make_and_share(run, first.plan, bake, force=False)
+        assert (len(bakes), done.record, done.changed) == (1, bakes[0], True)
+        assert any("it is replaced" in each for each in two.warnings)
+        stranger.shared.fetch(first.artefact)
+        assert records.read(stranger.output / first.file_name) == bakes[0]
+        assert two.shared.records() == (bakes[0],)
+
+    @pytest.mark.usefixtures("signer")
+    def test_what_is_not_signed_here_either_is_not_stored(self, pair: tuple[Machine, Machine]) -> None:
+        stranger, two = pair
+        stranger.shared.put(stranger.baked("app", content(1)))
+        mine = two.baked("app", content(2), at=2)
+        assert two.shared.put(mine) == mine
+        assert "which is not stored" in two.warnings[0]
+
+
+def test_a_store_that_others_keep_changing_ends_in_words(
+    pair: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, _ = pair
+    made = one.baked("app", content(1))
+    one.shared.put(made)
+    monkeypatch.setattr(FolderStore, "replace", lambda *_: False)
+    with pytest.raises(EnvironmentProblem, match="have changed the entry of"):
+        one.shared.put(made, replacing=True)
+    with pytest.raises(EnvironmentProblem, match="have changed the entry of"):
+        one.shared.amend(made.artefact, lambda found: found.model_copy(update={"builder": "other"}), None)
+
+
+def test_a_bake_whose_record_is_always_another_ends(pair: tuple[Machine, Machine]) -> None:
+    """Whatever the reason: here somebody writes another record each time that this machine is done."""
+    one, two = pair
+    run, turns = Session(load(two.file), Registry(events=Events()), Events()), list[int]()
+    first = one.baked("app", content(1))
+
+    def bake(*_: object, **__: object) -> BakeResult:
+        turns.append(len(turns) + 1)
+        assert len(turns) < 50, "it starts again for ever"
+        one.shared.put(one.baked("app", content(1), at=len(turns)), replacing=True)
+        made = two.baked("app", content(2), at=30 + len(turns))
+        return BakeResult(two.output / made.artefact, made, changed=True)
+
+    with pytest.raises(EnvironmentProblem, match="was another one 5 times"):
+        make_and_share(run, first.plan, bake, force=False)

@@ -20,7 +20,7 @@ from parbake.core import access
 from parbake.core.blocks import BlockList
 from parbake.core.errors import BadContent, DeadlineExceeded, EnvironmentProblem, InputError
 from parbake.core.events import Events
-from parbake.core.signing import Signer
+from parbake.core.signing import NotSigned, Signer, opened, public_key
 from parbake.core.workspace import work_folder
 from parbake.machine import disk
 from parbake.records import folder
@@ -42,29 +42,38 @@ from parbake.records.store.port import Store, StoredObject
 
 _ALIKE = 3  # the newest artefacts of the name, whose packs may have most of a new one's blocks
 _THREADS = 8
+_TRIES = 20  # writers who meet change an entry once each; more often, somebody keeps us from it
 _GRACE = timedelta(days=1)  # an object that no entry names yet may be part of a bake that is under way
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """An entry with its record, as the store has them; ``text`` is the record's file."""
+    """An entry with its record, as the store has them; ``text`` is the record's file.
+
+    ``trusted`` is False where the Bakefile trusts keys and none of them has signed it: then it does not count.
+    """
 
     held: StoredObject
     entry: Entry
     record: Record
     text: bytes
+    trusted: bool
 
 
 class Shared:
-    """A Bakefile's artefacts in a store. Calls that change ``output`` want ``records.in_use`` held."""
+    """A Bakefile's artefacts in a store. Calls that change ``output`` want ``records.in_use`` held.
+
+    Where the Bakefile names keys in ``trust``, entries that none of them has signed count as none, with a warning.
+    """
 
     def __init__(self, store: Store, bakefile: Bakefile, events: Events) -> None:
         self.store, self._events = store, events
         self._output, self._name, self._readable_by = bakefile.output, bakefile.name, bakefile.readable_by
+        self._keys = [public_key(path) for path in bakefile.trust]
 
     def find(self, artefact: str) -> Record | None:
         """Return what the store has of an artefact; None where it has nothing. Raises BadContent."""
-        found = self._find(artefact)
+        found = self._counting(artefact)
         return found.record if found else None
 
     def fetch(self, artefact: str, *, disk: bool = True) -> None:
@@ -72,17 +81,23 @@ class Shared:
 
         Raises BadContent where the store has something else than it says, DiskFull.
         """
-        if found := self._find(artefact):
+        if found := self._counting(artefact):
             self._place(found, disk=disk)
 
     def put(self, record: Record, *, replacing: bool = False, again: bool = False) -> Record:
         """Put an artefact of ``output`` into the store; return the record that counts: the first one.
 
-        With ``replacing`` whatever was there before gives way; with ``again`` a record of the same bytes does.
+        With ``replacing`` whatever was there before gives way; with ``again`` a record of the same bytes does; and so
+        does what no trusted key has signed, to what one has. Raises EnvironmentProblem where others keep changing it.
         """
-        while True:
+        for _ in range(_TRIES):
             found = self._find(record.artefact)
-            if found and not replacing:
+            if found and not found.trusted:
+                if not self._is_signed_here(record):
+                    self._events.warn(f"{self._untrusted(found)}, and so does this one, which is not stored")
+                    return record
+                self._events.warn(f"{self._untrusted(found)}: it is replaced")
+            elif found and not replacing:
                 same = _same_bytes(record, found.record)
                 if found.text == folder.statement(record) or (
                     same and not again and not _says_more(record, found.record)
@@ -97,6 +112,7 @@ class Shared:
                 kept = self.store.replace(entry.name, entry.text(), found.held.version)
             if kept:
                 return record
+        raise self._busy(record.artefact)
 
     def amend(self, artefact: str, change: Callable[[Record], Record], signer: Signer | None) -> Record:
         """Let a record say more, in the store and here, as ``change`` says; what others add meanwhile stays.
@@ -104,8 +120,8 @@ class Shared:
         ``change`` gets it when it is here, with its signature, and may be asked again. Return what it is then. Raises
         InputError where the store has none, or where it is signed and nothing signs.
         """
-        while True:
-            found = self._find(artefact)
+        for _ in range(_TRIES):
+            found = self._counting(artefact)
             if found is None:
                 raise InputError(f"the store {self.store.url} has no record of {artefact}", hint="bake it first")
             self._place(found, disk=False)
@@ -116,6 +132,7 @@ class Shared:
             entry = self._sent(record, found)
             if self.store.replace(entry.name, entry.text(), found.held.version):
                 return record
+        raise self._busy(artefact)
 
     def refresh(self) -> None:
         """Fetch the records of all that lies in a cloud, and what others have added to records of artefacts here.
@@ -142,7 +159,7 @@ class Shared:
         listed = [each.name for each in self.store.list(f"{ENTRIES}{self._name}-")]
         names = [each.removeprefix(ENTRIES).removesuffix(SUFFIX) for each in listed]
         with ThreadPoolExecutor(_THREADS) as pool:
-            found = list(pool.map(self._find, names))
+            found = list(pool.map(self._counting, names))
         return tuple(each for each in found if each and each.record.plan.name == self._name)
 
     def remove(self, artefacts: Iterable[str]) -> None:
@@ -187,7 +204,39 @@ class Shared:
                 f"{name} in {self.store.url} holds the record of {record.artefact}",
                 hint="somebody has changed it by hand: `parbake bake --force` writes a correct one",
             )
-        return _Found(held, entry, record, text)
+        return _Found(held, entry, record, text, self._is_trusted(entry, text))
+
+    def _counting(self, artefact: str) -> _Found | None:
+        """Return what the store has of an artefact, if it counts."""
+        found = self._find(artefact)
+        if found and not found.trusted:
+            self._events.warn(f"{self._untrusted(found)}: it is ignored")
+            return None
+        return found
+
+    def _is_trusted(self, entry: Entry, text: bytes) -> bool:
+        if not self._keys:
+            return True
+        signed = entry.files.get(folder.ENVELOPE_SUFFIX)
+        return signed is not None and self._signs(get_object(self.store, signed, entry.artefact), text)
+
+    def _is_signed_here(self, record: Record) -> bool:
+        envelope = self._output / f"{record.artefact}{folder.ENVELOPE_SUFFIX}"
+        return envelope.exists() and self._signs(envelope.read_bytes(), folder.statement(record))
+
+    def _signs(self, envelope: bytes, text: bytes) -> bool:
+        with suppress(NotSigned):
+            return opened(envelope, self._keys)[0] == text
+        return False
+
+    def _untrusted(self, found: _Found) -> str:
+        return f"the record of {found.record.artefact} in {self.store.url} has the signature of no trusted key"
+
+    def _busy(self, artefact: str) -> EnvironmentProblem:
+        return EnvironmentProblem(
+            f"{self.store.url}: other machines have changed the entry of {artefact} {_TRIES} times meanwhile",
+            hint="run the same command again",
+        )
 
     def _place(self, found: _Found, *, disk: bool) -> None:
         entry, record = found.entry, found.record
@@ -243,7 +292,7 @@ class Shared:
                 if path.exists()
             }
             index: StoredFile | None = None
-            if found and _same_bytes(record, found.record):
+            if found and found.trusted and _same_bytes(record, found.record):
                 index = found.entry.disk
             elif artefact.exists():
                 listed = folder.blocks_of(artefact, record)
@@ -294,5 +343,7 @@ def _identity(record: Record) -> tuple[object, ...]:
 
 
 def _says_more(mine: Record, theirs: Record) -> bool:
-    """Whether a record has a verdict or a trace that the other lacks."""
+    """Whether a record has a verdict or a trace that the other lacks; or a later verdict, of other startups."""
+    if mine.verdict and theirs.verdict and mine.plan.startups != theirs.plan.startups:
+        return mine.verdict.verified_at >= theirs.verdict.verified_at
     return bool((mine.verdict and not theirs.verdict) or (mine.trace and not theirs.trace))
