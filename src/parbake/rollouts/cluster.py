@@ -16,6 +16,13 @@ from typing import Any
 from parbake.core.errors import CommandFailed, InputError, ParbakeError, RolloutError, TargetMoved
 from parbake.core.run import Result, run
 
+
+class _NotFound(InputError):
+    """The cluster has no such thing; other wrong input, such as a context that does not exist, is none of that."""
+
+    json_name = InputError.json_name
+
+
 _SECONDS = 60.0
 _FROM_SERVER = re.compile(r"(?:error|Error from server)(?: \((\w+)\))?: (.*)", re.DOTALL)
 
@@ -29,7 +36,7 @@ _WARNING = re.compile(r"^Warning: (.*)$", re.MULTILINE)
 # What kubectl says, by the server's reason or by words of the message: our error, its text, and the next step.
 _TRANSLATIONS: tuple[tuple[str, type[ParbakeError], str, str], ...] = (
     (_DENIED.pattern, RolloutError, "a policy of the cluster refuses the change: {message}", _POLICY),
-    ("NotFound", InputError, "{where}: {message}", "check the name"),
+    ("NotFound", _NotFound, "{where}: {message}", "check the name"),
     ("Forbidden", RolloutError, "{where}: {message}", "ask the cluster's administrators for that permission"),
     ("Unauthorized", RolloutError, "{where}: the cluster does not know you", "log in to the cluster again"),
     ("Conflict", TargetMoved, "{where}: somebody else changed it in the meantime", ""),
@@ -56,7 +63,7 @@ class Cluster:
         if group not in self._served:
             try:
                 document = self._json(["get", "--raw", f"/apis/{group}"])
-            except InputError:  # NotFound
+            except _NotFound:
                 document = {}
             self._served[group] = tuple(each["version"] for each in document.get("versions", []))
         return self._served[group]
@@ -68,7 +75,7 @@ class Cluster:
         """
         try:
             return self._json(["get", resource, name, "-o", "json", "--show-managed-fields"])
-        except InputError as error:
+        except _NotFound as error:
             there = ", ".join(each["metadata"]["name"] for each in self.items(resource)) or "none"
             raise InputError(
                 f"{self}: there is no {resource.partition('.')[0]} {name!r}", hint=f"there are: {there}"

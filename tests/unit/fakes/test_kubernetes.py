@@ -178,6 +178,7 @@ def test_what_takes_kubectls_part_in_tests_tells_the_same(server: Server, monkey
     asked = {
         "versions": lambda cluster: cluster.served("karpenter.sh"),
         "no versions": lambda cluster: cluster.served("nothing.example"),
+        "no context": lambda _: Cluster("nowhere").served("karpenter.sh"),
         "one": lambda cluster: cluster.get(classes, "gpu"),
         "not there": lambda cluster: cluster.get(classes, "nothing"),
         "all": lambda cluster: cluster.items(classes),
@@ -211,6 +212,6 @@ def test_what_takes_kubectls_part_in_tests_tells_the_same(server: Server, monkey
         for name, answer in by_kubectl.items()
         if isinstance(answer, tuple) and answer[:1] and isinstance(answer[0], type)
     }
-    assert wrong == {"not there", "refused", "moved", "forbidden", "denied"}
+    assert wrong == {"no context", "not there", "refused", "moved", "forbidden", "denied"}
     assert (by_kubectl["known"], by_kubectl["not known"]) == (True, False)
     assert by_kubectl["warned"]

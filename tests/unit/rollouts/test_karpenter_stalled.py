@@ -87,8 +87,8 @@ def test_bad_input_is_told(server: Server, tmp_path: Path, capsys: pytest.Captur
     assert (code, error["hint"]) == (2, "there are: gpu")
     project(tmp_path, [{"karpenter": {"nodeclass": "cpu", "context": "nowhere"}}])
     code, error = parbake(capsys, "rollout", FIRST.key)
-    assert code == 2
-    assert "nowhere" in error["message"]
+    assert (code, error["message"]) == (2, 'context nowhere: context "nowhere" does not exist')
+    assert error["hint"] == "`kubectl config get-contexts` lists the contexts"
     project(tmp_path, [{"karpenter": {"nodeclass": "cpu"}}])
     server.store.forbidden.add(("patch", "ec2nodeclasses"))
     code, error = parbake(capsys, "rollout", FIRST.key, "--no-follow")
