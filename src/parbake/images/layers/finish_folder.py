@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parbake.core.errors import DiskFull, LayerError
-from parbake.images.layers.acls import DEFAULT
+from parbake.images.layers.acls import ACCESS, DEFAULT
 from parbake.images.layers.paths import FOLDER, Implied, Made, OpenFolders, check_group, hands_down, join
 
 if TYPE_CHECKING:
@@ -76,11 +76,12 @@ def _apply_metadata(folder: int, below: int | None, known: Implied, group: int) 
         if not known & (Implied.DESCRIBED | Implied.DATED):
             os.utime(folder, ns=(0, 0))
         return
-    status = os.fstat(below)
+    status, mode = os.fstat(below), os.fstat(folder).st_mode
     os.fchown(folder, status.st_uid if takes_uid else -1, status.st_gid if takes_gid else -1)
     if not known & Implied.DESCRIBED:
         os.fchmod(folder, stat.S_IMODE(status.st_mode))
-    _copy_attributes(below, folder)
+    if ACCESS.decode() in _copy_attributes(below, folder) and known & Implied.DESCRIBED:
+        os.fchmod(folder, stat.S_IMODE(mode))  # which the entry gave to the ACL that was there by then
     if not known & (Implied.DESCRIBED | Implied.DATED):
         os.utime(folder, ns=(status.st_atime_ns, status.st_mtime_ns))
 
@@ -104,13 +105,16 @@ def _topmost(path: bytes, below: Sequence[OpenFolders]) -> int | None:
     return None
 
 
-def _copy_attributes(source: int, target: int) -> None:
-    """Copy attributes that the target lacks; ``trusted.*`` (overlayfs' own marks) stay where they are."""
+def _copy_attributes(source: int, target: int) -> list[str]:
+    """Copy attributes that the target lacks, and return them; ``trusted.*`` (overlayfs' own marks) stay behind."""
+    copied = []
     for name in os.listxattr(source):
         if name.startswith("trusted."):
             continue
         try:
             os.setxattr(target, name, os.getxattr(source, name), os.XATTR_CREATE)
+            copied.append(name)
         except OSError as error:
             if error.errno not in {errno.EEXIST, errno.ENOTSUP, errno.ENODATA}:
                 raise
+    return copied

@@ -5,10 +5,11 @@ The layers below are trees too, as their writer reads them back.
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from parbake.images.layers.acls import DEFAULT
+from parbake.images.layers.acls import DEFAULT, with_mode
 from parbake.images.layers.paths import Implied, Made, check_group, hands_down
 from parbake.images.layers.tree_writer import TreeFolders
 
@@ -53,6 +54,8 @@ def _apply_metadata(folder: FileNode, below: FileNode | None, known: Implied, gr
     found = {name: value for name, value in (below.xattrs or {}).items() if not name.startswith(b"trusted.")}
     if found:
         folder.xattrs = {**found, **(folder.xattrs or {})}
+        if known & Implied.DESCRIBED:
+            with_mode(folder, stat.S_IMODE(folder.mode))  # which the entry gave to the ACL that was there by then
     if not known & (Implied.DESCRIBED | Implied.DATED):
         folder.accessed, folder.modified = below.accessed, below.modified
 

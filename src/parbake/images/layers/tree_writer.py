@@ -265,7 +265,7 @@ class TreeBuilder(TreeFolders):
         """
         uid, gid = owner(entry.uid), owner(entry.gid)
         node.uid, node.gid = node.uid if uid < 0 else uid, node.gid if gid < 0 else gid
-        if node.xattrs and node.is_file:
+        if node.xattrs:
             node.xattrs.pop(CAPABILITY, None)
         self._apply_metadata(node, entry)
         if not node.is_link:

@@ -32,7 +32,7 @@ from tests.fakes.volumes import volume_trees
 
 pytestmark = pytest.mark.root
 
-FOUND = (56559746759020,)
+FOUND = (56559746759020, 96198913647388, 2869579345452)
 """Stacks that `make fuzz` has found a difference in, before it was mended."""
 STACKS = 100
 """Random stacks for each way, from fixed seeds; ``make fuzz`` compares others for as long as it is let."""
@@ -211,6 +211,24 @@ def test_a_hard_link_out_of_a_folder_that_is_gone_takes_nothing_wrong_along(
     then = {"a folder": [Spec(b"b", b"5")], "a folder without an entry": [Spec(b"b/e/z")]}.get(after, [])
     assert compare.check([[below], [*outlives, gone, *then]]) == fate
     assert compare.check([[replace(below, mode=0o755, records={})], [*outlives, gone, *then]]) == "equal"
+
+
+CAPABILITY = {b"SCHILY.xattr.security.capability": bytes.fromhex("0100000200200000000000000000000000000000")}
+ACCESS = {b"SCHILY.xattr.system.posix_acl_access": ACL}
+
+
+@pytest.mark.parametrize("mode", [0o2755, 0o700, 0o644])
+def test_the_mode_of_a_folder_counts_in_the_acl_that_a_layer_below_gave_it(compare: Comparison, mode: int) -> None:
+    below = [Spec(b"a", b"5", records=ACCESS)]
+    assert compare.check([below, [Spec(b"a/c"), Spec(b"a", b"5", mode=mode)], [Spec(b"a/d")]]) == "equal"
+    assert compare.check([below, [Spec(b"a/c"), Spec(b"a", b"5", mode=mode, records=ACCESS)]]) == "equal"
+
+
+@pytest.mark.parametrize("kind", [b"0", b"2", b"3", b"6"])
+def test_a_hard_link_takes_a_capability_away_as_in_containerd(compare: Comparison, kind: bytes) -> None:
+    first = Spec(b"a", kind, link=b"x" if kind == b"2" else b"", device=(1, 3), records=CAPABILITY)
+    assert compare.check([[first, Spec(b"b", b"1", link=b"a")]]) == "equal"
+    assert compare.check([[first, Spec(b"b", b"1", link=b"a", records=CAPABILITY)]]) == "equal"
 
 
 # Attacks that containerd takes, and the words with which parbake refuses them (docs/explanation/engine.md, "Where it is
