@@ -19,11 +19,13 @@ from typing import Literal, Self, cast
 
 from parbake.core import atomic
 from parbake.core.errors import InputError
+from parbake.core.files import open_file
 from parbake.core.model import EBS_BLOCK
 from parbake.core.workspace import room_for
 
 _WORD = "parbake-blocks"
 _HEADER = re.compile(rf"{_WORD} 1 (sha256|blake3) {EBS_BLOCK} (\d{{1,18}})\n")
+_WIDEST = 200  # bytes of a line
 _LINE = re.compile(r"(0|[1-9]\d{0,17}) ([0-9a-f]{64})\n")
 
 
@@ -69,14 +71,19 @@ class BlockList:
     def read(cls, path: Path) -> Self:
         """Read a text form; raises InputError when the file is missing or is none."""
         try:
-            with path.open(encoding="ascii", newline="") as file:
-                header = _HEADER.fullmatch(file.readline())
-                lines = [_LINE.fullmatch(line) for line in file]
+            with open_file(path) as file:
+                texts = iter(lambda: file.readline(_WIDEST).decode("ascii"), "")  # never more at once, whatever it is
+                header = _HEADER.fullmatch(next(texts, ""))
+                found: dict[int, bytes] = {}
+                for text in texts if header else ():
+                    if not (line := _LINE.fullmatch(text)):
+                        header = None
+                        break
+                    found[int(line[1])] = bytes.fromhex(line[2])
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: {error}", hint="`parbake verify` writes it again") from None
-        if header is None or None in lines:
+        if header is None:
             raise InputError(f"{path} is not a block list", hint="`parbake verify` writes it again")
-        found = {int(line[1]): bytes.fromhex(line[2]) for line in lines if line}
         return cls(int(header[2]), found, cast("Algorithm", header[1]))
 
     def changed_since(self, other: BlockList) -> list[int]:

@@ -21,6 +21,7 @@ from parbake.core import atomic
 from parbake.core.access import PRIVATE
 from parbake.core.blocks import BlockList
 from parbake.core.errors import DeadlineExceeded, EnvironmentProblem, InputError
+from parbake.core.files import read_file
 from parbake.core.interrupts import guarded
 from parbake.core.model import FILE_NAME
 from parbake.core.signing import Signer, envelope
@@ -36,6 +37,7 @@ ENVELOPE_SUFFIX = ".intoto.jsonl"
 DETACHED_SUFFIX = ".json.sig"
 """Of the signature over the record's bytes alone, in base64: what ``cosign verify-blob`` takes."""
 _UNFINISHED = "unfinished"
+_LARGEST = 64 << 20  # bytes of a record: 2,000 images in 500 layers each
 _FILE_NAME = re.compile(FILE_NAME)
 
 
@@ -259,7 +261,7 @@ def _finish_dead(work: Path, folder: Path) -> tuple[Path, ...]:
 def read(path: Path) -> Record:
     """Read a record; raises InputError when it is missing or not a record, EnvironmentProblem without access."""
     try:
-        return parse(path.read_bytes(), path)
+        return parse(text_of(path), path)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist", hint="`parbake list` shows all records") from None
     except PermissionError:
@@ -268,6 +270,11 @@ def read(path: Path) -> Record:
         raise InputError(
             f"cannot read {path}: {error.strerror}", hint="give a record, an artefact or its name"
         ) from None
+
+
+def text_of(path: Path) -> bytes:
+    """Return the bytes of a record or its envelope, which others may have put there. Raises OSError."""
+    return read_file(path, _LARGEST)
 
 
 def parse(text: bytes, path: Path) -> Record:

@@ -13,21 +13,22 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from parbake.core.errors import InputError, VerificationFailed
 from parbake.core.events import Events
+from parbake.core.files import open_file
 from parbake.machine import disk
 from parbake.records.folder import blocks_of, blocks_path
 from parbake.records.record import Record
 
 type State = tuple[int, ...]
 """What tells a file that nobody has written to from one that somebody has: device, inode, size, mtime, ctime (ns)."""
-_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe of that name would wait for a writer
+
 _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOENT}
 
 
@@ -82,7 +83,8 @@ def held(artefact: Path, record: Record, work: Path, events: Events, *, known: S
     Raises NotAsRecorded, before anything uses them or, where they were written to meanwhile, at the end; InputError
     where there is no such file; DiskFull.
     """
-    handle = _opened(artefact)
+    file = _opened(artefact)
+    handle = file.fileno()
     folder = work / "held"
     folder.mkdir(mode=0o700)
     path = folder / artefact.name
@@ -97,7 +99,7 @@ def held(artefact: Path, record: Record, work: Path, events: Events, *, known: S
         yield bytes_
         bytes_.need_unchanged()
     finally:
-        os.close(handle)
+        file.close()
         path.unlink(missing_ok=True)
         folder.rmdir()
 
@@ -122,15 +124,11 @@ def damage(path: Path, record: Record, events: Events, *, beside: Path | None = 
     return found.damage(known)
 
 
-def _opened(artefact: Path) -> int:
+def _opened(artefact: Path) -> BinaryIO:
     try:
-        handle = os.open(artefact, _READ)
+        return open_file(artefact)
     except OSError as error:
         raise InputError(f"cannot read {artefact}: {error.strerror}", hint=_AGAIN) from None
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise InputError(f"{artefact} is no file", hint="remove it, and bake again")
-    return handle
 
 
 def _named(handle: int, path: Path, events: Events) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,42 @@ class TestReading:
         records.write(shelf.output, shelf.record, other)
         assert not genuine.mend(shelf.artefact, shelf.trust, shelf.events)
         assert "signed by none of the keys" in shelf.warnings
+
+    def test_a_signed_record_under_another_artefacts_name_is_refused(self, shelf: Shelf) -> None:
+        other = shelf.output / record("b").artefact
+        for path in (shelf.path, shelf.envelope):
+            path.with_name(path.name.replace(shelf.artefact.name, other.name)).write_bytes(path.read_bytes())
+        with pytest.raises(VerificationFailed, match=f"it is the record of {shelf.record.artefact}"):
+            genuine.need(other, shelf.trust)
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a device", "a large file", "a folder"])
+@pytest.mark.parametrize("place", ["x.json", "RECORD.json", "RECORD.intoto.jsonl", "RECORD.blocks", "RECORD.trace"])
+def test_what_others_put_in_the_place_of_a_file_holds_nothing_up(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch, kind: str, place: str
+) -> None:
+    """It would wait for ever, or fill the memory: so this ends within seconds or not at all."""
+    path = shelf.output / place.replace("RECORD", shelf.artefact.name)
+    path.unlink(missing_ok=True)
+    match kind:
+        case "a pipe":
+            os.mkfifo(path)
+        case "a device":
+            path.symlink_to("/dev/zero")
+        case "a large file":
+            with path.open("wb") as file:
+                file.truncate(1 << 40)
+        case _:
+            path.mkdir()
+    (shelf.folder / "parbake.yaml").write_text(
+        '{"version": 1, "images": ["registry.example/a:1"], "trust": ["key.pub"]}'
+    )
+    monkeypatch.chdir(shelf.folder)
+    assert cli.run(["list"]) == 0
+    name = str(shelf.artefact)
+    assert cli.run(["export", "kubelet-config", name]) in {0, 2, 3}
+    assert cli.run(["hydrate", name, "out"]) in {2, 3}
+    genuine.listed(shelf.artefact, shelf.record)
 
 
 class TestBaking:

@@ -242,7 +242,7 @@ def test_a_file_elsewhere_is_copied_and_what_is_no_file_is_refused(
         assert bytes_.path.read_bytes() == b"a" * EBS_BLOCK + b"b" * EBS_BLOCK
     shelf.artefact.unlink()
     os.mkfifo(shelf.artefact)
-    with work_folder(tmp_path, "test") as work, pytest.raises(InputError, match="is no file"):
+    with work_folder(tmp_path, "test") as work, pytest.raises(InputError, match="it is no file"):
         held.held(shelf.artefact, shelf.record, work, Events()).__enter__()
 
 

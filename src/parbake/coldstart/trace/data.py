@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, StringConstraints, ValidationError
 
 from parbake.core import atomic
 from parbake.core.errors import InputError
+from parbake.core.files import read_file
 from parbake.core.model import EBS_BLOCK, Frozen, TraceSummary
 from parbake.core.workspace import room_for
 
@@ -179,9 +180,7 @@ def parse(data: bytes, *, called: str = "the trace") -> Trace:
 def load(path: Path) -> Trace:
     """Read a trace file; raises InputError when there is none, or it is something else."""
     try:
-        if path.stat().st_size > _LARGEST_FILE:
-            raise InputError(f"{path} is too large for a trace", hint="name a file that `parbake trace` wrote")
-        data = path.read_bytes()
+        data = read_file(path, _LARGEST_FILE)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}", hint="name a file that `parbake trace` wrote") from None
     return parse(data, called=str(path))

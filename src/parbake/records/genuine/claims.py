@@ -58,7 +58,7 @@ def of_file(path: Path) -> tuple[Record, str]:
     """Read a record; return it, and where it contradicts itself. Raises InputError when it is none."""
     record = folder.read(path)
     try:
-        text = path.read_bytes()
+        text = folder.text_of(path)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}", hint="run the same command again") from error
     if path.name != record.file_name:

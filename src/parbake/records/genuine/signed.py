@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from parbake.bakefile import Bakefile
     from parbake.bakefile.salvage import ProofSettings
 
-_LARGEST = 64 << 20
 _TEST = b"parbake: a test of the key before anything is made"
 
 
@@ -66,7 +65,7 @@ def read_signed(artefact: Path, trust: Sequence[Path]) -> Record:
         payload = _payload(artefact, trust)
     except NotSigned as reason:
         raise VerificationFailed(f"the record of {artefact.name} {reason}", hint=hint) from None
-    if path.read_bytes() != payload:
+    if _text(path) != payload:
         raise VerificationFailed(
             f"the record of {artefact.name} was changed after it was signed",
             hint=f"find out who changed it: {artefact.name}{folder.ENVELOPE_SUFFIX} holds what was signed, and "
@@ -83,7 +82,8 @@ def need(artefact: Path, trust: Sequence[Path]) -> Record:
     path = artefact.with_name(artefact.name + SUFFIX)
     if trust:
         record = read_signed(artefact, trust)
-        problem = contradiction(path.read_bytes(), record)
+        other = record.artefact != artefact.name
+        problem = f"it is the record of {record.artefact}" if other else contradiction(_text(path), record)
     else:
         record, problem = of_file(path)
     if problem:
@@ -110,7 +110,7 @@ def mend(artefact: Path, trust: Sequence[Path], events: Events) -> bool:
     if record.artefact != artefact.name or contradiction(payload, record):
         events.warn(f"the record of {artefact.name} is signed and contradicts itself: baking again")
         return False
-    if path.read_bytes() != payload:
+    if _text(path) != payload:
         events.warn(f"the record of {artefact.name} differs from the signed one, which is being restored")
         with work_folder(artefact.parent, "record") as work:
             (work / path.name).write_bytes(payload)
@@ -118,13 +118,22 @@ def mend(artefact: Path, trust: Sequence[Path], events: Events) -> bool:
     return True
 
 
+def _text(path: Path) -> bytes:
+    """Return the bytes of a record's file; none of another kind of file, which no record equals."""
+    try:
+        return folder.text_of(path)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist", hint="`parbake list` shows all records") from None
+    except OSError:
+        return b""
+
+
 def _payload(artefact: Path, trust: Sequence[Path]) -> bytes:
     """Return what a trusted key has signed of an artefact; raises NotSigned, InputError for a key that is none."""
     keys = [public_key(path) for path in trust]
     path = artefact.with_name(artefact.name + folder.ENVELOPE_SUFFIX)
     try:
-        with path.open("rb") as file:
-            text = file.read(_LARGEST)
+        text = folder.text_of(path)
     except FileNotFoundError:
         raise NotSigned("is not signed") from None
     except OSError as error:
