@@ -16,6 +16,7 @@ from typing import Any
 
 from parbake.aws.errors import translate
 from parbake.core.errors import AwsNoAccess, EnvironmentProblem
+from parbake.core.extras import how_to_add
 from parbake.core.roles import Role, session
 
 _TRIES = 8
@@ -180,9 +181,7 @@ def _boto3() -> Any:
     try:
         import boto3
     except ImportError as error:
-        raise EnvironmentProblem(
-            "boto3 is not installed, so AWS cannot be asked", hint="pip install 'parbake[aws]'"
-        ) from error
+        raise EnvironmentProblem("boto3 is not installed, so AWS cannot be asked", hint=how_to_add("aws")) from error
     return boto3
 
 

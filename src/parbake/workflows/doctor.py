@@ -14,6 +14,7 @@ from typing import Literal
 from pydantic import Field
 
 from parbake.core.errors import CommandFailed, DeadlineExceeded, EnvironmentProblem, ParbakeError
+from parbake.core.extras import how_to_add
 from parbake.core.model import GIB, Frozen, Platform
 from parbake.core.programs import PROGRAMS, XFS, Program
 from parbake.core.run import CONTAINERD, find, isolated, run
@@ -45,7 +46,8 @@ class Facts(Frozen):
     """The facts about a machine. ``programs``: versions by name, empty when it tells none, absent when missing.
 
     ``machine`` is its architecture, ``uefi_firmware`` those whose machines can start by UEFI. ``free`` is in bytes,
-    by the folder's role (output, cache). ``containerd`` is what ``PARBAKE_CONTAINERD`` says.
+    by the folder's role (output, cache). ``boto3_by`` is the command that gets boto3,
+    ``containerd`` what ``PARBAKE_CONTAINERD`` says.
     """
 
     root: bool
@@ -57,6 +59,7 @@ class Facts(Frozen):
     accelerator: Literal["kvm", "tcg", "none"] = "none"
     uefi_firmware: frozenset[str] = frozenset()
     boto3: str = ""
+    boto3_by: str = ""
     containerd: str = ""
     free: Mapping[str, int] = Field(default_factory=dict)
     folders: Mapping[str, str] = Field(default_factory=dict)
@@ -101,6 +104,7 @@ def gather(*, output: Path, cache: Path) -> Facts:
         accelerator=_accelerator(),
         uefi_firmware=frozenset(each for each in BOARDS if _has_firmware(each)),
         boto3=_package_version("boto3"),
+        boto3_by=how_to_add("aws"),
         containerd=os.environ.get(CONTAINERD, ""),
         free={role: shutil.disk_usage(_existing(folder)).free for role, folder in folders.items()},
         folders={role: str(folder) for role, folder in folders.items()},
@@ -237,7 +241,7 @@ def _extras(facts: Facts) -> Iterator[Check]:
         what = "boot bases that start by UEFI only" if board.bios else f"boot artefacts for {board.architecture}"
         get, mild = f"apt-get install {board.package}", board.bios or not own
         yield _check(there, f"UEFI for {board.architecture}", what, ("verify",), get, mild=mild)
-    boto3 = _check(bool(facts.boto3), "boto3", "ECR log-in", ("ECR", "AWS"), "pip install 'parbake[aws]'", mild=True)
+    boto3 = _check(bool(facts.boto3), "boto3", "ECR log-in", ("ECR", "AWS"), facts.boto3_by, mild=True)
     yield boto3.model_copy(update={"found": facts.boto3})
 
 

@@ -37,8 +37,8 @@ def without(*names: str) -> dict[str, str]:
 
 CASES = {
     "complete": COMPLETE,
-    "bare": Facts(root=False),
-    "bare-arm": Facts(root=False, machine="arm64"),
+    "bare": Facts(root=False, boto3_by="make -C /parbake setup"),
+    "bare-arm": Facts(root=False, machine="arm64", boto3_by="make -C /parbake setup"),
     "container": but(loop_devices=False, mount_namespaces=False, filesystems=frozenset({"ext4", "overlay"})),
     "no-builder": but(programs=without("buildah", "podman")),
     "one-architecture": but(
@@ -48,7 +48,11 @@ CASES = {
     "old-tools": but(programs={**EVERY_PROGRAM, "mke2fs": "1.47.0", "containerd": "1.4.13", "sfdisk": ""}),
     "containerd-of-ones-own": but(programs=without("containerd"), containerd="bin/containerd"),
     "slow-and-full": but(
-        accelerator="tcg", uefi_firmware=frozenset({"arm64"}), boto3="", free={"output": 3 * GIB, "cache": GIB}
+        accelerator="tcg",
+        uefi_firmware=frozenset({"arm64"}),
+        boto3="",
+        boto3_by="make -C /parbake setup",
+        free={"output": 3 * GIB, "cache": GIB},
     ),
 }
 

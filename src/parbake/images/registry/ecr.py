@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from parbake.core.errors import Denied, EnvironmentProblem, InputError
+from parbake.core.extras import how_to_add
 from parbake.core.model import RegistryOptions
 from parbake.core.roles import Role, session
 
@@ -143,7 +144,7 @@ def _told(host: str, what: str, hint: str, role: Role | None) -> Iterator[Callab
     except ImportError as error:
         raise EnvironmentProblem(
             f"{host}: boto3 is not installed, so AWS cannot be asked for a token",
-            hint="pip install 'parbake[aws]', or log in to the registry with docker, podman or skopeo",
+            hint=f"{how_to_add('aws')}; or log in to the registry with docker, podman or skopeo",
         ) from error
 
     def client(service: str, target: EcrHost) -> Any:
