@@ -33,17 +33,20 @@ def replace(
     mode: int = 0o600,
     owner: tuple[int, int] | None = None,
     beneath: Path | None = None,
+    folder_mode: int = 0o777,
     durable: bool = True,
+    first: bool = False,
 ) -> None:
     """Write a file beside its name, then rename it there, for good: the old content is there or the new one.
 
-    Where not ``durable`` it may be empty or missing after a power failure, and nobody waits for the disk.
+    Where not ``durable`` it may be empty or missing after a power failure, and nobody waits for the disk. Where it must
+    be the ``first`` of its name, it gets that by link(2): raises FileExistsError where something has it.
 
     A link of that name is replaced, never followed. ``mode`` holds whatever the umask is; ``owner`` is a user and a
     group, this process's where None. With ``beneath``, a folder above, no folder between it and the file may be a link,
-    and missing ones are made. Raises InputError for such a link, OSError.
+    and missing ones are made (``folder_mode``). Raises InputError for such a link, OSError.
     """
-    with opened(path.parent, beneath=beneath) as folder:
+    with opened(path.parent, beneath=beneath, make=folder_mode) as folder:
         _remove_drafts(folder, path.name)
         draft, handle = _draft(folder, path.name)
         try:
@@ -54,7 +57,11 @@ def replace(
             os.fchmod(handle, mode)
             if durable:
                 os.fsync(handle)
-            os.rename(draft, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+            if first:
+                os.link(draft, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+                os.unlink(draft, dir_fd=folder)
+            else:
+                os.rename(draft, path.name, src_dir_fd=folder, dst_dir_fd=folder)
         except BaseException:
             with suppress(FileNotFoundError):
                 os.unlink(draft, dir_fd=folder)
@@ -66,16 +73,16 @@ def replace(
 
 
 @contextmanager
-def opened(path: Path, *, beneath: Path | None = None) -> Iterator[int]:
+def opened(path: Path, *, beneath: Path | None = None, make: int | None = 0o777) -> Iterator[int]:
     """Yield a folder's descriptor.
 
-    With ``beneath``, a folder above, no folder on the way from there may be a link, and missing ones are made. Raises
-    InputError for such a link, OSError.
+    With ``beneath``, a folder above, no folder on the way from there may be a link, and missing ones are made, with the
+    mode ``make`` (None: raises FileNotFoundError). Raises InputError for such a link, OSError.
     """
     handle = os.open(beneath or path, _FOLDER)
     try:
         for part in path.relative_to(beneath).parts if beneath else ():
-            below = _below(handle, part, path)
+            below = _below(handle, part, path, make)
             os.close(handle)
             handle = below
         yield handle
@@ -83,16 +90,17 @@ def opened(path: Path, *, beneath: Path | None = None) -> Iterator[int]:
         os.close(handle)
 
 
-def _below(folder: int, name: str, path: Path) -> int:
-    with suppress(FileExistsError):
-        os.mkdir(name, dir_fd=folder)
+def _below(folder: int, name: str, path: Path, make: int | None) -> int:
+    if make is not None:
+        with suppress(FileExistsError):
+            os.mkdir(name, make, dir_fd=folder)
     try:
         return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
     except OSError as error:
         if error.errno not in _IS_LINK:
             raise
         raise InputError(
-            f"{name!r} in {path} is a link, or not a folder: files written there would land elsewhere",
+            f"{name!r} in {path} is a link, or not a folder: what is done there would be done elsewhere",
             hint="remove it, or name another folder",
         ) from None
 

@@ -9,9 +9,18 @@ from pathlib import Path
 from typing import BinaryIO
 
 
-def open_file(path: Path) -> BinaryIO:
-    """Open a regular file to read it: no pipe, which would wait for a writer, and no device. Raises OSError."""
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+def open_file(path: str | Path, *, folder: int | None = None) -> BinaryIO:
+    """Open a regular file to read it: no pipe, which would wait for a writer, and no device. Raises OSError.
+
+    With ``folder``, the descriptor of the one where it lies, a link is not followed.
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if folder is None else os.O_NOFOLLOW)
+    try:
+        handle = os.open(path, flags, dir_fd=folder)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise OSError(errno.ELOOP, "it is a link") from None
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise OSError(errno.EINVAL, "it is no file")
@@ -21,10 +30,15 @@ def open_file(path: Path) -> BinaryIO:
 def read_file(path: Path, most: int) -> bytes:
     """Return what a regular file holds, at most so many bytes. Raises OSError, also for one that holds more."""
     with open_file(path) as file:
-        content = file.read(most + 1)
+        content = read_bounded(file, most)
     if len(content) > most:
         raise OSError(errno.EFBIG, f"it is larger than {most >> 20} MiB")
     return content
+
+
+def read_bounded(file: BinaryIO, most: int) -> bytes:
+    """Return what an open file holds, and no more than one byte beyond ``most``: for whoever says what is too large."""
+    return file.read(min(os.fstat(file.fileno()).st_size, most) + 1)
 
 
 def write_all(handle: int, data: memoryview, place: int) -> None:

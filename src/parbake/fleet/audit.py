@@ -77,5 +77,5 @@ def _read(content: bytes) -> Event | None:
     try:
         document = json.loads(content)
         return Event(**{name: str(document.get(name, "")) for name in Event.__dataclass_fields__})
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return None

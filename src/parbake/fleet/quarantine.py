@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -33,9 +34,12 @@ def add(address: str, key: str, note: Note) -> None:
 
 
 def read(store: Store, key: str) -> Note | None:
-    """Return why a key is not tried again; None where it is."""
-    held = store.get(f"{_FOLDER}{key}")
-    return Note(**json.loads(held.content)) if held else None
+    """Return why a key is not tried again; None where it is, as where somebody has broken the note."""
+    if held := store.get(f"{_FOLDER}{key}"):
+        with suppress(ValueError, TypeError, AttributeError, RecursionError):
+            document = json.loads(held.content)
+            return Note(**{name: str(document[name]) for name in Note.__dataclass_fields__ if name in document})
+    return None
 
 
 def lift(store: Store, keys: Iterable[str]) -> None:

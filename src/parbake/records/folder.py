@@ -281,7 +281,7 @@ def parse(text: bytes, path: Path) -> Record:
     """Read the text of a record, which is that of ``path``; raises InputError when it is not a record."""
     try:
         return Record.model_validate(json.loads(text)["parbake"])
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, ValidationError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
             f"{path} is not a parbake record: {reason}", hint="give a record, an artefact or its name"

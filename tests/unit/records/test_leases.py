@@ -16,11 +16,11 @@ from parbake.records.store import leases
 from parbake.records.store.folder import FolderStore
 from parbake.records.store.leases import LeaseClaim, claimed, held
 from parbake.records.store.notes import StoreNotes
-from parbake.records.store.port import StoredObject
+from parbake.records.store.port import MOST, StoredObject
 from tests.fakes import machines
 from tests.fakes.machines import elsewhere, on
 
-KEY = "k" * 64
+KEY = "c" * 64
 NAME = "node-kkkkkkkkkkkk"
 
 
@@ -149,10 +149,10 @@ def test_answers_that_are_lost_are_no_loss(tmp_path: Path) -> None:
 class Sick(FolderStore):
     sick = False
 
-    def get(self, name: str) -> StoredObject | None:
+    def get(self, name: str, most: int = MOST) -> StoredObject | None:
         if self.sick:
             raise EnvironmentProblem("the store cannot be asked")
-        return super().get(name)
+        return super().get(name, most)
 
 
 def test_a_store_that_cannot_be_asked_for_a_while_is_no_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
 from parbake.core.errors import BadContent
-from parbake.core.model import FileName, Frozen
+from parbake.core.model import FILE_NAME, FileName, Frozen
 from parbake.records.store.port import Store
 
 _HEX = r"^[0-9a-f]{64}$"
+_MOST_FILES, _MOST_BYTES = 16, 256 << 20  # beside an artefact; the list of blocks of a terabyte has 150 MB
 _SUFFIX = r"^(\.[a-z]{1,10}){1,3}$"  # beside the artefact and nowhere else
 ENTRIES, OBJECTS = "artefacts/", "objects/"
+ENTRY_NAME, OBJECT_NAME = re.compile(rf"{ENTRIES}{FILE_NAME}\.json"), re.compile(rf"{OBJECTS}[0-9a-f]{{64}}")
 _HINT = "somebody has changed it by hand: `parbake bake --force` writes a correct one"
 
 
@@ -27,7 +30,7 @@ class StoredFile(Frozen):
     """A file beside an artefact, or what names its bytes."""
 
     sha256: str = Field(pattern=_HEX)
-    size: int = Field(ge=0)
+    size: int = Field(ge=0, le=_MOST_BYTES)
 
 
 class Entry(Frozen):
@@ -39,7 +42,7 @@ class Entry(Frozen):
     version: Literal[1] = 1
     artefact: FileName
     key: str = Field(pattern=_HEX)
-    files: dict[Annotated[str, Field(pattern=_SUFFIX)], StoredFile]
+    files: dict[Annotated[str, Field(pattern=_SUFFIX)], StoredFile] = Field(max_length=_MOST_FILES)
     disk: StoredFile | None = None
 
     @property
@@ -77,8 +80,8 @@ def put_object(store: Store, content: bytes) -> StoredFile:
 
 
 def get_object(store: Store, file: StoredFile, what: str) -> bytes:
-    """Return what an entry names; raises BadContent where it is missing, or other bytes."""
-    held = store.get(f"{OBJECTS}{file.sha256}")
+    """Return what an entry names; raises BadContent where it is missing, larger than it says, or other bytes."""
+    held = store.get(f"{OBJECTS}{file.sha256}", file.size)
     if held is None:
         raise BadContent(f"{what}: the store {store.url} has lost {OBJECTS}{file.sha256}", hint=_HINT)
     if hashlib.sha256(held.content).hexdigest() != file.sha256:

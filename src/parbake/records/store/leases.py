@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextvars
 import os
+import re
 import socket
 import threading
 import time
@@ -28,10 +29,12 @@ from parbake.core.model import Frozen
 from parbake.core.run import sleep
 from parbake.core.timestamps import read_timestamp, timestamp
 from parbake.core.workspace import cache_folder, lock
+from parbake.records.store import notes
 from parbake.records.store.notes import StoreNotes
-from parbake.records.store.port import Store
+from parbake.records.store.port import Store, listed
 
 FOLDER = "leases/"
+_NAME = re.compile(rf"{FOLDER}[0-9a-f]{{64}}(\.[a-z0-9-]+)?")
 TTL = 60.0
 """Seconds without a sign of life after which a holder counts as dead."""
 RENEWAL = 15.0
@@ -40,6 +43,7 @@ LOOK = 3.0
 """Seconds between looks of whoever waits."""
 _SPARED = timedelta(minutes=10)  # clocks of machines and stores differ; what a dead one has left may wait so long
 _SAME_RUN = timedelta(hours=1)  # what a run has made expires some hours after it began
+_MOST = 1 << 53  # as far as every reader of JSON counts
 _LONGEST_WAIT = 24 * 3600.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -56,8 +60,8 @@ class Lease(Frozen):
     what: str
     run: str
     began: str
-    attempt: int = Field(default=1, ge=1)
-    beat: int = Field(default=0, ge=0)
+    attempt: int = Field(default=1, ge=1, le=_MOST)
+    beat: int = Field(default=0, ge=0, le=_MOST)
     free: bool = False
 
     def text(self) -> bytes:
@@ -85,7 +89,7 @@ def held(store: Store) -> dict[str, Lease]:
     That of a copy is named by the key and its region, ``KEY.REGION``.
     """
     found = {}
-    for each in store.list(FOLDER):
+    for each in listed(store, FOLDER, _NAME):
         if datetime.now(UTC) - each.modified < _SPARED and (there := store.get(each.name)):
             lease = _parsed(there.content)
             if lease and not lease.free:
@@ -255,8 +259,8 @@ def claimed(store: Store, key: str, what: str, events: Events) -> Iterator[Lease
 def sweep(store: Store, older: timedelta) -> None:
     """Remove leases that nobody holds, and notes of work that nobody has continued for that long."""
     busy = held(store)
-    for folder in (FOLDER, StoreNotes.FOLDER):
-        for each in list(store.list(folder)):
+    for folder, pattern in ((FOLDER, _NAME), (notes.FOLDER, notes.NAME)):
+        for each in list(listed(store, folder, pattern)):
             key = each.name.removeprefix(folder).partition(".")[0]
             if key not in busy and datetime.now(UTC) - each.modified > older:
                 store.remove(each.name)

@@ -8,6 +8,7 @@ has written for 90 days, the longest soak there is, counts no more.
 from __future__ import annotations
 
 import hashlib
+import re
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Literal
@@ -15,9 +16,10 @@ from typing import Literal
 from pydantic import ValidationError
 
 from parbake.core.model import Frozen
-from parbake.records.store.port import Store
+from parbake.records.store.port import Store, listed
 
 FOLDER = "rollouts/"
+_NAME = re.compile(rf"{FOLDER}.+\.[0-9a-f]{{16}}")
 KEY_DIGITS = 32
 """So much of a content key names it here."""
 _EXPIRY = timedelta(days=90)
@@ -58,7 +60,7 @@ def note(store: Store, need: Need) -> None:
 def needed(store: Store) -> dict[str, str]:
     """Return who needs what, in words, by the beginning of a content key, an id, or an artefact's name."""
     found: dict[str, str] = {}
-    for each in store.list(FOLDER):
+    for each in listed(store, FOLDER, _NAME):
         if datetime.now(UTC) - each.modified > _EXPIRY or not (there := store.get(each.name)):
             continue
         with suppress(ValidationError):  # it is of a later version, or somebody else's
@@ -72,6 +74,6 @@ def needed(store: Store) -> dict[str, str]:
 
 def sweep(store: Store) -> None:
     """Remove what counts no more."""
-    for each in list(store.list(FOLDER)):
+    for each in list(listed(store, FOLDER, _NAME)):
         if datetime.now(UTC) - each.modified > _EXPIRY:
             store.remove(each.name)

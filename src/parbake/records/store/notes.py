@@ -6,19 +6,21 @@ told that it is not alone any more.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from parbake.core.errors import ClaimLost
 from parbake.records.store.port import Store
 
+FOLDER = "notes/"
+NAME = re.compile(rf"{FOLDER}[0-9a-f]{{64}}\.[A-Za-z0-9._-]+\.(?P<series>[0-9]{{4}})-[0-9]{{6}}")
+
 
 class StoreNotes:
     """The notes on one piece of work. ``need`` raises ClaimLost where another machine has taken the work over."""
 
-    FOLDER = "notes/"
-
     def __init__(self, store: Store, what: str, holder: str, need: Callable[[], None]) -> None:
-        self._store, self._prefix, self._need = store, f"{self.FOLDER}{what}.", need
+        self._store, self._prefix, self._need = store, f"{FOLDER}{what}.", need
         self.holder = holder
         self._series, self._count = 0, 0
 
@@ -29,12 +31,13 @@ class StoreNotes:
 
     def read(self) -> str:
         """Return the lines of the newest series."""
-        there = sorted(each.name.removeprefix(self._prefix) for each in self._store.list(self._prefix))
-        newest = there[-1].partition("-")[0] if there else "0"
-        names = [name for name in there if name.startswith(f"{newest}-")]
+        there = sorted(each.name for each in self._store.list(self._prefix))
+        found = [match for name in there if (match := NAME.fullmatch(name))]
+        newest = found[-1]["series"] if found else "0"
+        names = [match[0] for match in found if match["series"] == newest]
         self._series, self._count = int(newest), len(names)
-        held = (self._store.get(f"{self._prefix}{name}") for name in names)
-        return "".join(each.content.decode() for each in held if each)
+        held = (self._store.get(name) for name in names)
+        return "".join(each.content.decode(errors="replace") for each in held if each)
 
     def begin(self, line: str) -> None:
         """Begin the next series."""

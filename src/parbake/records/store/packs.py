@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import batched
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import zstandard
 from pydantic import Field
@@ -21,7 +21,8 @@ from parbake.core.blocks import BlockList
 from parbake.core.errors import BadContent, InputError
 from parbake.core.events import Events, Task
 from parbake.core.files import write_all
-from parbake.core.model import EBS_BLOCK, Frozen
+from parbake.core.model import EBS_BLOCK, MIB, Frozen
+from parbake.core.workspace import room_for
 from parbake.machine.disk import block_list, read_blocks
 from parbake.machine.disk.blocks import HASHES
 from parbake.records.store.entries import StoredFile, get_object, put_object
@@ -31,22 +32,31 @@ _BLOCKS = 64  # 32 MiB before compression: few enough objects, and small enough 
 _THREADS = 4  # each holds a pack twice
 _LEVEL = 1  # layers' files were compressed for their way; here disks must not wait for a processor
 _LARGEST = _BLOCKS * EBS_BLOCK
+_MOST_PACKED = _LARGEST + MIB  # random bytes become a little more (ZSTD_compressBound)
+_MOST_SIZE = 64 << 40  # the largest volume of EBS, in bytes
+
+_Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Pack(Frozen):
     """Some blocks, one after the other, compressed with zstd: an object, and the digests of its blocks."""
 
     object: StoredFile
-    blocks: tuple[str, ...] = Field(max_length=_BLOCKS)
+    blocks: tuple[_Digest, ...] = Field(max_length=_BLOCKS)
 
 
 class Index(Frozen):
     """Where each block of an artefact is: ``places`` gives a block's digest by its index in the file."""
 
-    size: int
+    size: int = Field(ge=0, le=_MOST_SIZE)
     algorithm: Literal["sha256", "blake3"]
-    places: dict[int, str]
+    places: dict[Annotated[int, Field(ge=0, lt=_MOST_SIZE // EBS_BLOCK)], _Digest]
     packs: tuple[Pack, ...]
+
+    def blocks(self) -> BlockList:
+        """Return the list of blocks of the file."""
+        places = {place: bytes.fromhex(digest) for place, digest in self.places.items()}
+        return BlockList(self.size, places, self.algorithm)
 
 
 def send(store: Store, path: Path, known: BlockList | None, earlier: Iterable[Index], events: Events) -> Index:
@@ -130,8 +140,9 @@ def fetch(store: Store, index: Index, path: Path, events: Events) -> None:
         )
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        os.truncate(handle, index.size)
+        _lengthen(handle, index.size, path, store)
         with (
+            room_for(path),
             events.task(f"fetch {path.name}", len(index.places) * EBS_BLOCK) as task,
             ThreadPoolExecutor(_THREADS) as pool,
         ):
@@ -144,6 +155,16 @@ def fetch(store: Store, index: Index, path: Path, events: Events) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _lengthen(handle: int, size: int, path: Path, store: Store) -> None:
+    try:
+        os.truncate(handle, size)
+    except OSError as error:
+        raise BadContent(
+            f"{path.name} in {store.url} has {size} bytes, which no file can have here ({error.strerror})",
+            hint="move `output` to another file system",
+        ) from error
 
 
 def _shares(packs: Iterable[Pack], wanted: Mapping[str, object]) -> Iterator[tuple[Pack, frozenset[str]]]:
@@ -166,6 +187,8 @@ def _unpack(
     wanted: Mapping[str, list[int]],
     task: Task,
 ) -> None:
+    if pack.object.size > _MOST_PACKED:
+        raise BadContent(f"{path.name}: a pack in {store.url} has {pack.object.size} bytes", hint="bake it again")
     try:
         packed = io.BytesIO(get_object(store, pack.object, path.name))
         content = zstandard.ZstdDecompressor().stream_reader(packed).read(_LARGEST)  # not more, whatever its head says

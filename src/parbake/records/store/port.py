@@ -6,10 +6,17 @@ implements this keeps one promise above all: of two writers that ``add`` one nam
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Final, Protocol
+
+from parbake.core.errors import BadContent
+
+MOST: Final = 16 << 20
+"""Bytes of the largest object that is read where nothing says how large it may be: those that parbake writes have less
+than a hundredth of that. Whoever can write to a store could have us read whatever lies there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +43,8 @@ class Store(Protocol):
     def url(self) -> str:
         """What the user calls it."""
 
-    def get(self, name: str) -> StoredObject | None:
-        """Return an object, None where there is none."""
+    def get(self, name: str, most: int = MOST) -> StoredObject | None:
+        """Return an object, None where there is none. Raises BadContent where it has more than ``most`` bytes."""
 
     def add(self, name: str, content: bytes) -> bool:
         """Write an object that does not exist yet; False where it does, whose content stays."""
@@ -50,3 +57,17 @@ class Store(Protocol):
 
     def remove(self, name: str) -> None:
         """Remove an object; one that is not there is fine."""
+
+
+def listed(store: Store, prefix: str, pattern: re.Pattern[str]) -> Iterator[Listed]:
+    """Yield the objects whose names begin so and are as parbake makes them: what others put there is left alone."""
+    return (each for each in store.list(prefix) if pattern.fullmatch(each.name))
+
+
+def bounded(content: bytes, name: str, url: str, most: int) -> bytes:
+    """Return what was read of an object; raises BadContent where that is more than ``most`` bytes."""
+    if len(content) > most:
+        raise BadContent(
+            f"{name} in {url} has more than {most} bytes", hint="somebody has changed the store: remove the object"
+        )
+    return content

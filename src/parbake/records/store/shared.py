@@ -17,7 +17,6 @@ from pydantic import ValidationError
 
 from parbake.bakefile import Bakefile
 from parbake.core import access
-from parbake.core.blocks import BlockList
 from parbake.core.errors import BadContent, DeadlineExceeded, EnvironmentProblem, InputError
 from parbake.core.events import Events
 from parbake.core.signing import NotSigned, Signer, opened, public_key
@@ -29,6 +28,8 @@ from parbake.records.record import SUFFIX, Record
 from parbake.records.store import leases, needs, trail
 from parbake.records.store.entries import (
     ENTRIES,
+    ENTRY_NAME,
+    OBJECT_NAME,
     OBJECTS,
     Entry,
     StoredFile,
@@ -38,7 +39,7 @@ from parbake.records.store.entries import (
     put_object,
 )
 from parbake.records.store.packs import Index, fetch, send
-from parbake.records.store.port import Store, StoredObject
+from parbake.records.store.port import Store, StoredObject, listed
 
 _ALIKE = 3  # the newest artefacts of the name, whose packs may have most of a new one's blocks
 _THREADS = 8
@@ -156,8 +157,8 @@ class Shared:
         return tuple(found.record for found in self._all())
 
     def _all(self) -> tuple[_Found, ...]:
-        listed = [each.name for each in self.store.list(f"{ENTRIES}{self._name}-")]
-        names = [each.removeprefix(ENTRIES).removesuffix(SUFFIX) for each in listed]
+        there = [each.name for each in listed(self.store, f"{ENTRIES}{self._name}-", ENTRY_NAME)]
+        names = [each.removeprefix(ENTRIES).removesuffix(SUFFIX) for each in there]
         with ThreadPoolExecutor(_THREADS) as pool:
             found = list(pool.map(self._counting, names))
         return tuple(each for each in found if each and each.record.plan.name == self._name)
@@ -166,9 +167,9 @@ class Shared:
         """Remove artefacts, whatever has been named by no entry for a day, and the old end of the trail."""
         for artefact in artefacts:
             self.store.remove(entry_name(artefact))
-        listed = list(self.store.list(OBJECTS))  # before the entries: one that is named from now on is younger
-        used = {name for each in self.store.list(ENTRIES) for name in self._objects_of(each.name)}
-        for each in listed:
+        objects = list(listed(self.store, OBJECTS, OBJECT_NAME))  # first: what an entry names from now on is younger
+        used = {name for each in listed(self.store, ENTRIES, ENTRY_NAME) for name in self._objects_of(each.name)}
+        for each in objects:
             if each.name not in used and datetime.now(UTC) - each.modified > _GRACE:
                 self.store.remove(each.name)
         leases.sweep(self.store, _GRACE)
@@ -256,20 +257,17 @@ class Shared:
                 made = None
                 if needs_disk:
                     made = work / record.artefact
-                    fetch(self.store, self._index(entry), made, self._events)
-                    self._compare(found, made)
+                    self._fetch(found, made)
                 folder.take_over(self._output, record, files, work, made=made)
             access.give(self._output, folder.everything(artefact), self._readable_by)
 
-    def _compare(self, found: _Found, made: Path) -> None:
-        """Raise BadContent unless what was fetched is what the record says."""
+    def _fetch(self, found: _Found, made: Path) -> None:
+        """Write an artefact's bytes into a file; raises BadContent unless they are what the record says."""
         index, record = self._index(found.entry), found.record
-        if record.blocks:
-            listed = BlockList(
-                index.size, {place: bytes.fromhex(digest) for place, digest in index.places.items()}, index.algorithm
-            )
-            fits = listed.digest() == record.blocks.digest
-        else:
+        fits = not record.blocks or index.blocks().digest() == record.blocks.digest
+        if fits:
+            fetch(self.store, index, made, self._events)
+        if not record.blocks:
             fits = disk.sha256_file(made, self._events) == record.sha256
         if not fits:
             raise BadContent(
@@ -304,8 +302,9 @@ class Shared:
 
     def _alike(self, record: Record) -> Iterator[Index]:
         """Yield the indices of the newest artefacts of the same name."""
-        listed = sorted(self.store.list(f"{ENTRIES}{self._name}-"), key=lambda each: each.modified, reverse=True)
-        others = [each.name for each in listed if each.name != entry_name(record.artefact)]
+        there = listed(self.store, f"{ENTRIES}{self._name}-", ENTRY_NAME)
+        newest = sorted(there, key=lambda each: each.modified, reverse=True)
+        others = [each.name for each in newest if each.name != entry_name(record.artefact)]
         for name in others[:_ALIKE]:
             with suppress(BadContent):  # then its packs are of no use
                 if held := self.store.get(name):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 
 from parbake.records.store.port import Store
@@ -42,5 +43,11 @@ def sweep(store: Store, now: datetime) -> None:
 
 def _listed(store: Store) -> Iterator[tuple[str, re.Match[str]]]:
     for each in store.list(FOLDER):
-        if found := _NAME.fullmatch(each.name):
+        if (found := _NAME.fullmatch(each.name)) and _is_day(found["day"]):
             yield each.name, found
+
+
+def _is_day(text: str) -> bool:
+    with suppress(ValueError):
+        return bool(date.fromisoformat(text))
+    return False
