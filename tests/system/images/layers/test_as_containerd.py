@@ -21,7 +21,7 @@ from parbake.containerd import Client, Daemon
 from parbake.core.errors import LayerError
 from parbake.core.events import Events
 from tests.fakes import tars
-from tests.fakes.comparison import STRICTER, WAYS, Comparison, Difference, comparison
+from tests.fakes.comparison import HOSTS, STRICTER, WAYS, Comparison, Difference, comparison
 from tests.fakes.hostile import Fate, corpus
 from tests.fakes.images import image
 from tests.fakes.stacks import Spec, Stack, build, shrunk, stack
@@ -32,8 +32,8 @@ from tests.fakes.volumes import volume_trees
 
 pytestmark = pytest.mark.root
 
-FOUND = (56559746759020, 96198913647388, 2869579345452)
-"""Stacks that `make fuzz` has found a difference in, before it was mended."""
+FOUND = (56559746759020, 96198913647388, 2869579345452, 171524284279000)
+"""Stacks that ``make fuzz`` has found a difference in, before it was mended or known by its name."""
 STACKS = 100
 """Random stacks for each way, from fixed seeds; ``make fuzz`` compares others for as long as it is let."""
 
@@ -62,7 +62,7 @@ def test_random_stacks_of_hostile_layers_come_out_as_in_containerd(compare: Comp
 
 @pytest.mark.parametrize("seed", FOUND)
 def test_stacks_that_once_differed_come_out_as_in_containerd(compare: Comparison, seed: int) -> None:
-    assert compare.run(seed) in {"equal", "refused", *STRICTER}
+    assert compare.run(seed) in {"equal", "refused", HOSTS, *STRICTER}
 
 
 # Hard links that containerd refuses: what they lead to must be in the layer itself, and is removed first where it has
