@@ -411,7 +411,8 @@ class ImageVerdict(Frozen):
 class Verdict(Frozen):
     """The result of a verification. ``boot_seconds`` is from power-on until the runtime answered.
 
-    A machine that resumed, as those for volumes do in emulation, counts the boot that it was kept after.
+    A machine that resumed, as those for volumes do in emulation, counts the boot that it was kept after;
+    ``resumed_seconds`` is what it took this time (null: it booted).
     The accelerator ``ec2`` was a launch there; with ``none`` nothing was booted. ``emulator`` played a machine of
     another architecture than the one that verified, such as ``qemu-system-aarch64`` (empty: the same). ``runtime``
     started the images, such as ``containerd 2.2.4``; ``base`` is the file name of the node's
@@ -425,6 +426,7 @@ class Verdict(Frozen):
     accelerator: Literal["kvm", "tcg", "ec2", "none"]
     emulator: str = ""
     boot_seconds: float | None = None
+    resumed_seconds: float | None = None
     runtime: str = ""
     base: str = ""
     images: tuple[ImageVerdict, ...] = ()

@@ -132,8 +132,8 @@ class BootedNode:
     itself; any other needs cloud-init for it. ``reads`` is a file for what a machine image's boot reads
     (``vm.Machine``): it boots with cloud-init then, as on a cloud. ``client`` and ``cri`` talk to the
     runtime of the booted machine, unless that is Docker (``is_docker``); ``boot_seconds`` is from power-on until it was
-    ready, without the time for which a machine was kept. Entering raises MachineError when the machine or its
-    runtime does not come up.
+    ready, without the time for which a machine was kept, ``resumed_seconds`` what a resumed one took. Entering raises
+    MachineError when the machine or its runtime does not come up.
     """
 
     def __init__(
@@ -171,6 +171,7 @@ class BootedNode:
             seed = agent_seed()
             self.machine = make(artefact, folder, format=image_format, seed=seed, reads=reads)
         self.boot_seconds = 0.0
+        self.resumed_seconds: float | None = None
         self.runtime = ""
         """What the machine's runtime calls itself, such as ``containerd 2.2.4``."""
         self.is_docker = False
@@ -199,14 +200,14 @@ class BootedNode:
                 self._mount_volume()
             elif within.runs_docker(machine):
                 self.is_docker, self.runtime = True, within.wait_docker(machine)
-                self.boot_seconds = time.monotonic() - machine.started
+                self._answered()
                 self._stack = stack.pop_all()
                 return self
             socket = machine.containerd()
             self.client = stack.enter_context(connect(socket, patience=machine.stretch))
             limit = run.Deadline(_READY * machine.stretch, "the runtime is ready for pods")
             Cri(self.client.connection).wait_ready(limit)
-            self.boot_seconds = time.monotonic() - machine.started
+            self._answered()
             self.runtime = Cri(self.client.connection).version()
             self.settings = settings_of(self._dump())
             self.cri = Cri(self.client.connection, cgroup_parent=self.settings.cgroup_parent)
@@ -215,6 +216,12 @@ class BootedNode:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def _answered(self) -> None:
+        """Take down how long it took until now, in all and this time."""
+        self.boot_seconds = time.monotonic() - self.machine.started
+        if self.machine.resumed_after:
+            self.resumed_seconds = round(self.boot_seconds - self.machine.resumed_after, 3)
 
     def _mount_volume(self) -> None:
         """Put the volume where the runtime keeps its store, as a node's own start-up would."""

@@ -200,6 +200,7 @@ class Verification:
             accelerator=self.node.machine.accelerator,
             emulator=self.emulator,
             boot_seconds=round(self.node.boot_seconds, 3),
+            resumed_seconds=self.node.resumed_seconds,
             runtime=self.node.runtime,
             base=self.base.name if self.base else "",
             images=tuple(images),

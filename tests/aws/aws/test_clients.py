@@ -19,6 +19,7 @@ from parbake.aws import clients
 from parbake.aws.errors import CAPACITY, fault
 from parbake.core.errors import AwsError, AwsLimit, AwsNoAccess, AwsNotFound, DeadlineExceeded, EnvironmentProblem
 from parbake.core.events import Event, Events
+from parbake.core.extras import how_to_add
 from tests.fakes.aws.ebs_direct_in_process import Raw
 
 EXPECTED = {
@@ -92,7 +93,7 @@ def test_no_boto3(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "boto3", None)
     with pytest.raises(EnvironmentProblem, match="boto3") as caught:
         aws.client("ec2", "eu-west-1")
-    assert "parbake[aws]" in caught.value.hint
+    assert caught.value.hint == how_to_add("aws")
 
 
 def test_boto3_is_loaded_by_nothing_but_a_client() -> None:

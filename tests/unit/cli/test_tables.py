@@ -40,6 +40,7 @@ PASSED = Verdict(passed=True, accelerator="kvm", boot_seconds=6.04, images=(GOOD
 FAILED = Verdict(
     passed=False, accelerator="tcg", boot_seconds=61.0, images=(GOOD, BAD), problems=("something else is wrong",)
 )
+RESUMED = Verdict(passed=True, accelerator="tcg", boot_seconds=84.6, resumed_seconds=5.1, images=(GOOD,))
 UNSEEN = Verdict(passed=False, accelerator="none", problems=("for linux/arm64: nothing was booted",))
 RECORD = record("a", passed=None).model_copy(update={"timings": {"fill": 1.04, "digest": 0.46}})
 VERIFIED = RECORD.model_copy(update={"verdict": PASSED})
@@ -76,6 +77,7 @@ TEXTS: dict[str, Callable[[], str]] = {
     "list-empty": lambda: artefacts.records_text([]),
     "verify-passed": lambda: artefacts.verdict_text(PLACE, PASSED),
     "verify-warned": lambda: artefacts.verdict_text(PLACE, WARNED),
+    "verify-resumed": lambda: artefacts.verdict_text(PLACE, RESUMED),
     "verify-failed": lambda: artefacts.verdict_text(PLACE, FAILED),
     "verify-not-booted": lambda: artefacts.verdict_text(PLACE, UNSEEN),
     "prune": lambda: pruning.decisions_text(DECIDED, dry_run=False),

@@ -144,6 +144,9 @@ def test_the_base_boots_by_uefi_and_systemd_starts_the_agent(proof: Proof) -> No
 def test_a_machine_that_resumed_lives_now(proof: Proof) -> None:
     assert proof.told == (), "it booted again, or was not kept"
     assert abs(proof.guest_is_late) < 600
+    if proof.verdict.accelerator == "tcg":
+        assert proof.verdict.boot_seconds is not None
+        assert 0 < (proof.verdict.resumed_seconds or 0) < proof.verdict.boot_seconds
 
 
 def test_it_is_measured(proof: Proof) -> None:

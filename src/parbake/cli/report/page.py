@@ -84,7 +84,8 @@ def _head(subject: Subject) -> str:
     if subject.slowest is not None:
         tiles.append(("slowest cold start", f"{subject.slowest:.1f} s"))
     if verdict and verdict.boot_seconds:
-        tiles.append((f"boot ({verdict.accelerator})", f"{verdict.boot_seconds:.1f} s"))
+        took, what = (verdict.resumed_seconds, "resumed") if verdict.resumed_seconds else (verdict.boot_seconds, "boot")
+        tiles.append((f"{what} ({verdict.accelerator})", f"{took:.1f} s"))
     return (
         f'<h1>{escape(record.artefact)}</h1><p><span class="{colour}">{state}</span> '
         f'<span class="soft">· baked {escape(record.finished_at)} · key '

@@ -259,7 +259,10 @@ def verdict_text(artefact: Path, verdict: Verdict) -> str:
 def verdict_table(verdict: Verdict) -> str:
     """Return what verification saw of each image, and what to know of an artefact that passed."""
     how = ", ".join(filter(None, (verdict.accelerator, verdict.emulator)))
-    lines = [f"booted in {seconds(verdict.boot_seconds)} ({how})" if verdict.boot_seconds else "not booted"]
+    boot, resumed = verdict.boot_seconds, verdict.resumed_seconds
+    lines = [f"booted in {seconds(boot)} ({how})" if boot else "not booted"]
+    if boot and resumed:
+        lines = [f"resumed in {seconds(resumed)} ({how}) from a machine that had booted in {seconds(boot - resumed)}"]
     rows = (
         (
             image.reference,

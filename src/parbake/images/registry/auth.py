@@ -81,6 +81,7 @@ class Authorizer:
         self._locks: dict[str, threading.Lock] = {}
         self._tokens: dict[str, _Token] = {}
         self._secrets: set[str] = set()
+        self._login = ""  # where the credentials come from that were last sent
 
     def header(self, repository: str) -> str:
         """Return the header that is known to be wanted; empty before the first challenge and after expiry."""
@@ -129,11 +130,14 @@ class Authorizer:
         return text
 
     def denied(self, repository: str, reason: str) -> Denied:
-        """Return the error for a registry that still says no."""
+        """Return the error for a registry that still says no, to a login that it names or to nobody in particular."""
         hint = f"log in with `docker login {self.host}` (or podman, skopeo), or set registries.{self.host}.credentials"
         if self.host == DOCKER_HUB:
             hint += "; Docker Hub also answers this way when the repository does not exist"
-        return Denied(self.scrub(f"{self.host}/{repository}: access denied: {reason}"), hint=hint)
+        whom = f" to the login from {self._login}" if self._login else ""
+        if self._login:
+            hint = f"that login is wrong or over, or has no right to this repository: {hint}"
+        return Denied(self.scrub(f"{self.host}/{repository}: access denied{whom}: {reason}"), hint=hint)
 
     def _new_token(self, base: Url, challenges: list[Challenge], repository: str, rejected: str) -> _Token:
         by_scheme = {challenge.scheme: challenge for challenge in reversed(challenges)}
@@ -141,6 +145,7 @@ class Authorizer:
             asked = ", ".join(sorted(by_scheme)) or "nothing"
             raise self.denied(repository, f"the registry asks for {asked}, not for Basic or Bearer authentication")
         credentials = find_credentials(self.host, repository, self._options, self._role)
+        self._login = credentials.source if credentials else ""
         if credentials:
             with self._lock:
                 self._secrets.update(credentials.secrets)
@@ -152,7 +157,7 @@ class Authorizer:
         if credentials.basic == rejected:
             renewed = self._of_aws(rejected)
             if renewed is None:
-                raise self.denied(repository, f"it refuses the credentials from {credentials.source}")
+                raise self.denied(repository, "it refuses them")
             credentials = renewed
         return _Token(credentials.basic, float("inf"))
 
@@ -168,6 +173,7 @@ class Authorizer:
             return None
         with self._lock:
             self._secrets.update(credentials.secrets)
+        self._login = credentials.source
         return credentials
 
     def _bearer_token(

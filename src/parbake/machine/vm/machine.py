@@ -95,6 +95,8 @@ class Machine:
         self.guest: Guest
         self.started = 0.0
         """When the power came on, by ``time.monotonic()``; the time for which a machine was kept does not count."""
+        self.resumed_after = 0.0
+        """For how many seconds a machine that resumed had run when it was kept; 0 for one that booted."""
         self._seed, self._credentials, self._drives = seed, credentials or {}, drives
         self._memory, self._cpus = memory, cpus
         self._firmware, self._network, self._reads = firmware, network, reads
@@ -121,7 +123,8 @@ class Machine:
             if self._reader:
                 command += ["-incoming", f"fd:{self._reader.handle}"]
                 handles.append(self._reader.handle)
-            self.started = time.monotonic() - (self.saved.age if self.saved else 0.0)
+            self.resumed_after = self.saved.age if self.saved else 0.0
+            self.started = time.monotonic() - self.resumed_after
             process = run.Process(command, log=self.folder / "qemu.log", pass_fds=tuple(handles), user=files.borrower)
             with self._apart(stack):
                 self._process = stack.enter_context(process)

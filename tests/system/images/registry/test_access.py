@@ -99,9 +99,10 @@ class TestUsers:
         log_in(own.host, user("ann", "wrong-word"))
         with (
             Registry({own.host: trusted}) as client,
-            pytest.raises(Denied, match=r"401|denied|unauthorized") as refused,
+            pytest.raises(Denied, match=r"access denied to the login from .*config.json: ") as refused,
         ):
             client.resolve(ref(own.host), AMD64)
+        assert refused.value.hint.startswith("that login is wrong or over, or has no right to this repository: log in")
         assert "wrong-word" not in json.dumps(refused.value.to_json())
         log_in(own.host, user("ann", "se:cret"))
         with Registry({own.host: trusted}) as client:
@@ -391,6 +392,16 @@ class TestEcrLogins:
                 with pytest.raises(Denied, match="authorization token has expired"):
                     client.resolve(ref(proxy.host), AMD64)
         assert (len(logins), len(proxy.faults)) == (1, 7)
+
+    def test_who_has_sent_no_login_is_told_of_none(self, private: DockerRegistry) -> None:
+        with FaultyProxy(private.url) as proxy:
+            proxy.faults.extend([Status(401, {"WWW-Authenticate": "Basic"}, body=OVER)] * 9)
+            with (
+                Registry({proxy.host: RegistryOptions(credentials="none")}, patience=QUICK) as client,
+                pytest.raises(Denied, match="access denied: it asks for a user name") as nobody,
+            ):
+                client.resolve(ref(proxy.host), AMD64)
+        assert nobody.value.hint.startswith("log in with")
 
     def test_who_said_docker_gets_dockers_login(self, private: DockerRegistry, logins: list[str]) -> None:
         log_in(private.host, user("AWS", "of yesterday"))

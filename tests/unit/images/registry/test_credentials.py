@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from parbake.core.errors import Denied, EnvironmentProblem
+from parbake.core.extras import how_to_add
 from parbake.core.model import RegistryOptions
 from parbake.images.registry import ecr
 from parbake.images.registry.credentials import Credentials, find_credentials
@@ -250,4 +251,4 @@ def test_ecr_without_boto3(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "boto3", None)  # what an import of a missing package looks like
     with pytest.raises(EnvironmentProblem, match="boto3") as caught:
         found("123456789012.dkr.ecr.eu-central-1.amazonaws.com")
-    assert "parbake[aws]" in caught.value.hint
+    assert caught.value.hint.startswith(how_to_add("aws"))
