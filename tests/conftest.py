@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Generator, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,9 @@ from hypothesis import HealthCheck, settings
 
 # moto makes a thousand AMIs of its own in each region otherwise, for each test that asks for EC2; ours make theirs.
 os.environ["MOTO_EC2_LOAD_DEFAULT_AMIS"] = "false"
+
+# Tests have homes of their own, and share what is made once for all of them: so is the key that it is sealed with.
+os.environ.setdefault("XDG_STATE_HOME", str(Path.home() / ".local/state"))
 
 # Who starts the tests in the background may have these ignored, and programs inherit that: then nothing can be
 # interrupted, and tests of interruptions would fail.

@@ -100,6 +100,8 @@ ENVIRONMENT: Final = {
     "PARBAKE_CACHE": "Where parbake keeps what it can make again. Default: `~/.cache/parbake`.",
     "PARBAKE_FLEET_KEY": "The file with the key of a fleet, which seals all that goes through its engine.",
     "PARBAKE_CONTAINERD": "The full path of the containerd to fill mounted stores with. Default: that of `PATH`.",
+    "PARBAKE_CACHE_KEY": "A secret word that seals the cache, where machines share one. Default: a key of this user's.",
+    "XDG_STATE_HOME": "Whose folder `parbake` holds the key of the cache. Default: `~/.local/state`.",
     "PARBAKE_LAYER_CACHE": "How much room layers may take between bakes, such as `20GiB`. Default: none are kept.",
     "PARBAKE_USERNAME": "The user for registries with `credentials: environment`.",
     "PARBAKE_PASSWORD": "The password for them.",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,14 +24,16 @@ from parbake.builders import Disk, Publisher
 from parbake.builders.ec2.image import Amis, published
 from parbake.builders.ec2.volume import Volumes, refuse
 from parbake.coldstart.trace import load, save
-from parbake.core import atomic
+from parbake.core import atomic, sealed
 from parbake.core.access import private_folder
 from parbake.core.blocks import BlockList
 from parbake.core.claim import Claim, Notes
 from parbake.core.errors import InputError
 from parbake.core.events import Events
-from parbake.core.model import GIB, Plan, Published, Snapshot, Verdict
+from parbake.core.files import read_file
+from parbake.core.model import GIB, MIB, Plan, Published, Snapshot, Verdict
 from parbake.core.workspace import cache_folder, lock, publish, remove_leftovers, remove_tree, room_for, work_folder
+from parbake.machine.disk import block_list
 
 _DISK, _MADE, _TRACE, _BASE = "disk.raw", "made.json", "trace", "base.blocks"
 
@@ -75,7 +77,7 @@ class EbsPublisher(Publisher):
     @override
     def base(self, plan: Plan, events: Events) -> Path | None:
         """Return the root disk of the base AMI, fetched once. Raises AwsError, AwsNotFound, AwsNoAccess."""
-        return _base(plan.base.identity, self._region, events).path if plan.base.kind == "ami" else None
+        return base_of(plan.base.identity, self._region, events).path if plan.base.kind == "ami" else None
 
     @override
     @contextmanager
@@ -99,21 +101,37 @@ class EbsPublisher(Publisher):
             )
 
 
-def _base(ami: str, region: str, events: Events) -> ebs.FetchedSnapshot:
+def kept_files(folder: Path) -> list[str]:
+    """Return what is in the folder of a disk that waits to be sent: a run that goes on with it wants all unchanged."""
+    return [name for name in (_DISK, _MADE, _BASE, _TRACE) if (folder / name).exists()]
+
+
+def base_of(ami: str, region: str, events: Events) -> ebs.FetchedSnapshot:
     """Return the root disk of an AMI, fetched once; what an AMI holds never changes."""
     folder = private_folder(cache_folder() / "amis")
     path, about = folder / f"{ami}.raw", folder / f"{ami}.json"
     with lock(folder / f"{ami}.lock", what=f"the disk of {ami}"):
-        if path.exists() and about.exists():
-            blocks = BlockList.read(folder / f"{ami}.raw.blocks")
-            saved = json.loads(about.read_text())
-            return ebs.FetchedSnapshot(path, saved["snapshot"], blocks)
+        if found := _fetched(path, about, events):
+            return found
         path.unlink(missing_ok=True)
         with events.stage("fetch", f"Fetch the base {ami}"):
             fetched = ebs.fetch(ami, path, events, region=region)
-        fetched.blocks.write(folder / f"{ami}.raw.blocks")
         atomic.replace(about, json.dumps({"snapshot": fetched.snapshot}))
+        sealed.seal(path, f"{fetched.snapshot} {fetched.blocks.digest()}")
     return fetched
+
+
+def _fetched(path: Path, about: Path, events: Events) -> ebs.FetchedSnapshot | None:
+    """Return the disk of an AMI that an earlier run has fetched, where its bytes are still those."""
+    if not path.exists():
+        return None
+    with suppress(OSError, ValueError, KeyError, TypeError, InputError):
+        snapshot = json.loads(read_file(about, MIB))["snapshot"]
+        blocks = block_list(path, events)
+        if sealed.is_sealed(path, f"{snapshot} {blocks.digest()}"):
+            return ebs.FetchedSnapshot(path, snapshot, blocks)
+    events.warn(f"{path} has no seal of this user's key: it is fetched anew")
+    return None
 
 
 @dataclass(frozen=True)
@@ -143,8 +161,8 @@ class EbsShipment:
     def kept(self) -> Disk | None:
         """Return the disk that an earlier run has made. It must not change any more: AWS may have parts of it."""
         made = self._made()
-        if made is None:
-            return None
+        if made is None or not sealed.is_bound(self.folder, kept_files(self.folder)):
+            return None  # there is none, or it was not made here: the cache is a copy, or others write to it
         trace = self.folder / _TRACE
         return Disk(made.disk, made.sealed, trace=load(trace) if trace.exists() else None, final=True)
 
@@ -160,7 +178,7 @@ class EbsShipment:
         """Move the disk into the folder of the shipment, with all that is to be known of it."""
         base, traits = None, ebs.Traits()
         if self.plan.base.kind == "ami":
-            base = _base(self.plan.base.identity, self.region, self.events)
+            base = base_of(self.plan.base.identity, self.region, self.events)
             traits = ebs.traits_of(self.plan.base.identity, self.region, self.events)
         if self.plan.artefact.kind == "machine-image" and not traits.boot:
             traits = replace(traits, boot=ebs.boot_mode(disk.path, self.plan.platform))
@@ -180,6 +198,7 @@ class EbsShipment:
             }
             (draft / _MADE).write_text(json.dumps(saved))
             publish(draft, self.folder)
+            sealed.bind(self.folder, kept_files(self.folder))
         return replace(disk, path=self.folder / _DISK, final=True)
 
     def send(self, disk: Disk) -> tuple[Published, BlockList]:
@@ -199,6 +218,7 @@ class EbsShipment:
         """Copy, share and warm what is there; say of all of it that it stays, and return where it is."""
         published = self._spread(there, verdict)
         remove_tree(self.folder)
+        sealed.loosen(self.folder)
         if notes := self._notes:
             notes.read()
             notes.forget()

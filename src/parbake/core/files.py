@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 
-def open_file(path: str | Path, *, folder: int | None = None) -> BinaryIO:
+def open_file(path: str | Path, *, folder: int | None = None, links: bool = True) -> BinaryIO:
     """Open a regular file to read it: no pipe, which would wait for a writer, and no device. Raises OSError.
 
-    With ``folder``, the descriptor of the one where it lies, a link is not followed.
+    A link is not followed where there are to be no ``links``, or with ``folder``, the descriptor of where it lies.
     """
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if folder is None else os.O_NOFOLLOW)
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if links and folder is None else os.O_NOFOLLOW)
     try:
         handle = os.open(path, flags, dir_fd=folder)
     except OSError as error:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from parbake.core.errors import InputError
 from parbake.core.run import run
-from parbake.core.workspace import cache_folder, lock, publish, work_folder
+from parbake.core.sealed import bind, is_bound
+from parbake.core.workspace import cache_folder, lock, publish, remove_tree, work_folder
 from parbake.fleet.engine.tasks import Root
 
 if TYPE_CHECKING:
@@ -53,16 +54,18 @@ def checked_out(root: Root) -> Path:
         raise InputError(f"{root.commit!r} is not a commit")
     places = cache_folder() / "fleet-sources"
     place = places / hashlib.sha256(root.git.encode()).hexdigest()[:16] / root.commit
-    if place.is_dir():
+    if is_bound(place):
         return place
     place.parent.mkdir(parents=True, exist_ok=True)
     with lock(places / ".parbake" / f"{place.parent.name}.lock", what=root.git), work_folder(places, "source") as work:
-        if place.is_dir():
+        if is_bound(place):
             return place
+        remove_tree(place)
         made = work / "commit"
         run(["git", "init", "--quiet", str(made)])
         git = ["git", "-C", str(made)]
         run([*git, "fetch", "--quiet", "--depth", "1", "--", root.git, root.commit], timeout=_TIMEOUT)
         run([*git, "checkout", "--quiet", "FETCH_HEAD"])
         publish(made, place, mode=0o600)
+        bind(place)
     return place

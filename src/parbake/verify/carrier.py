@@ -21,8 +21,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
+from blake3 import blake3
+
+from parbake.core import sealed
 from parbake.core.access import PRIVATE
 from parbake.core.errors import DeadlineExceeded, DiskFull, EnvironmentProblem, MachineError
+from parbake.core.files import open_file
 from parbake.core.model import GIB
 from parbake.core.workspace import lock, publish, remove_leftovers, remove_tree, work_folder
 from parbake.machine.vm import Machine, Saved
@@ -77,6 +81,11 @@ class Carrier:
     def _resumed(self, stack: ExitStack, device: str) -> bool:
         """Resume the machine; return whether it did."""
         state = self._state
+        if not _is_ours(state):
+            self._tell(f"{state} has no seal of this user's key: the machine boots")
+            with suppress(OSError, EnvironmentProblem):
+                _remove(state)
+            return False
         self._machine.saved = Saved(state)
         try:
             with ExitStack() as attempt:
@@ -87,7 +96,7 @@ class Carrier:
         except (MachineError, EnvironmentProblem, OSError) as error:
             self._tell(f"the machine did not resume, and boots: {error}")
             with suppress(OSError, EnvironmentProblem):
-                remove_tree(state)
+                _remove(state)
             return False
         finally:
             self._machine.saved = None
@@ -113,6 +122,7 @@ class Carrier:
                         self._machine.save(made)
                         for path in made.iterdir():
                             path.chmod(PRIVATE)
+                        sealed.seal(state, digest_of(made))
                         publish(made, state)
                         self._prune(folder)
         except (MachineError, EnvironmentProblem, DeadlineExceeded, DiskFull, OSError) as error:
@@ -128,4 +138,26 @@ class Carrier:
         """Remove all but the states that were used last."""
         states = sorted(folder.glob(f"*{_SUFFIX}"), key=lambda state: state.stat().st_mtime, reverse=True)
         for state in states[KEPT:]:
-            remove_tree(state)
+            _remove(state)
+
+
+def digest_of(state: Path) -> str:
+    """Return a digest of a state's files, in order; raises OSError, also for what is no regular file."""
+    digest = blake3()
+    for path in sorted(state.iterdir()):
+        with open_file(path, links=False) as file:
+            digest.update(f"{path.name}\0{os.fstat(file.fileno()).st_size}\0".encode())
+            while data := file.read(GIB >> 6):
+                digest.update(data)
+    return digest.hexdigest()
+
+
+def _is_ours(state: Path) -> bool:
+    with suppress(OSError):
+        return sealed.is_sealed(state, digest_of(state))
+    return False
+
+
+def _remove(state: Path) -> None:
+    remove_tree(state)
+    sealed.loosen(state)

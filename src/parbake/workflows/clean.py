@@ -72,7 +72,8 @@ def clean(output: Path, *, caches: bool = False) -> tuple[Path, ...]:
     sweep()
     removed = [*records.sweep(output, kept=True)]
     for folder in (cache, *cache.glob("*/"), *cache.glob("*/*/")):
-        removed += remove_leftovers(folder, kept=True)
+        if folder.resolve().is_relative_to(cache.resolve()):  # a link in it leads to what is another's
+            removed += remove_leftovers(folder, kept=True)
     if caches and cache.is_dir():
         if (cache / "images").is_dir():
             build.clear(cache)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,13 +21,15 @@ from parbake.aws import clients, ebs
 from parbake.aws.leftovers import LeftoverFilter, remove
 from parbake.bakefile import load
 from parbake.builders import Disk, Ingredients, coldstart
+from parbake.builders import ebs as publishing
 from parbake.builders.choose import publisher_of
 from parbake.builders.ebs import EbsShipment
 from parbake.coldstart.trace import Part, Read, Trace
 from parbake.coldstart.trace import load as load_trace
+from parbake.core import sealed
 from parbake.core.claim import Alone
 from parbake.core.errors import InputError, VerificationFailed
-from parbake.core.events import Events
+from parbake.core.events import Event, Events
 from parbake.core.model import EBS_BLOCK, GIB, MIB, Artefact, Base, Plan, Verdict
 from parbake.images.registry import Registry
 from parbake.machine import base
@@ -160,7 +163,11 @@ def policy_for(wanted: Plan, settings: Mapping[str, Any], bases: Sequence[str] =
 
 
 def staged(folder: Path) -> list[Path]:
-    return [path for path in (folder / "cache/uploads").glob("*") if path.name != ".parbake"]
+    return [
+        path
+        for path in (folder / "cache/uploads").glob("*")
+        if path.suffix != sealed.SUFFIX and path.stem != ".parbake"
+    ]
 
 
 def test_a_volume_becomes_a_snapshot(tmp_path: Path, fake_builder: FakeBuilder, cloud: Cloud) -> None:
@@ -252,6 +259,43 @@ def test_a_run_that_was_cut_off_goes_on_with_its_disk(
     assert len(cloud.snapshots) == len(cloud.images) == 1
     assert baked.sealed == ("machine-id",)
     assert staged(tmp_path) == []
+
+
+@pytest.mark.parametrize("copied", [False, True], ids=["one byte", "a restored cache"])
+def test_a_disk_that_others_could_have_changed_meanwhile_is_made_anew(
+    tmp_path: Path, fake_builder: FakeBuilder, cloud: Cloud, monkeypatch: pytest.MonkeyPatch, copied: bool
+) -> None:
+    with monkeypatch.context() as cut:
+        cut.setattr(ebs, "upload", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            build(tmp_path, VOLUME)
+    [kept] = staged(tmp_path)
+    if copied:
+        shutil.copytree(kept, tmp_path / "copy")
+        shutil.rmtree(kept)
+        (tmp_path / "copy").rename(kept)
+    else:
+        with (kept / "disk.raw").open("r+b") as disk:
+            disk.write(b"evil")
+    build(tmp_path, VOLUME)
+    assert len(fake_builder.bakes) == 2
+    [snapshot] = cloud.snapshots
+    assert set(held(cloud, snapshot)) == set(fake_builder.content)
+
+
+@pytest.mark.usefixtures("fake_builder", "cloud")
+def test_the_disk_of_a_base_that_others_have_changed_is_fetched_anew(tmp_path: Path) -> None:
+    ami = build(tmp_path, MACHINE).published["eu-west-1"].image
+    said: list[Event] = []
+    fetched = publishing.base_of(ami, "eu-west-1", Events(said.append))
+    true = fetched.path.read_bytes()
+    assert publishing.base_of(ami, "eu-west-1", Events(said.append)) == fetched
+    with fetched.path.open("r+b") as disk:
+        disk.write(b"evil")
+    assert publishing.base_of(ami, "eu-west-1", Events(said.append)) == fetched
+    assert fetched.path.read_bytes() == true
+    warnings = [event.text for event in said if event.kind == "warning"]
+    assert warnings == [f"{fetched.path} has no seal of this user's key: it is fetched anew"]
 
 
 def test_a_snapshot_that_no_ami_was_made_of_is_cleaned(

@@ -259,6 +259,7 @@ def environment(case: Case, outside: Path, world: World) -> dict[str, str]:
         "PATH": f"{bin_}:{PARBAKE.parent}:{os.environ['PATH']}",
         "HOME": str(home),
         "PARBAKE_CACHE": str(outside / "cache" if case.own_cache else cache_folder()),
+        "XDG_STATE_HOME": os.environ["XDG_STATE_HOME"],  # the key of what is in that cache
         "REGISTRY_PASSWORD": PASSWORD,
         **({"PYTHONPATH": str(ROOT / "tests/fakes/proven")} if case.proven else {}),
         **(world.access if Path(case.document).stem in {"gitops", "files"} else {}),

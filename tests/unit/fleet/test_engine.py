@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import importlib
+import shutil
 import socket
 import subprocess
 import sys
@@ -160,6 +161,11 @@ def test_a_run_is_pinned_to_one_commit_that_workers_fetch_once(
     assert (place / "fleet.yaml").read_text() == "second"
     inode = place.stat().st_ino
     assert source.checked_out(newest).stat().st_ino == inode
+    shutil.copytree(tmp_path / "cache", tmp_path / "restored")
+    monkeypatch.setenv("PARBAKE_CACHE", str(tmp_path / "restored"))
+    (there,) = (tmp_path / "restored").glob(f"fleet-sources/*/{newest.commit}")
+    (there / "fleet.yaml").write_text("of somebody who can write to the cache")
+    assert (source.checked_out(newest) / "fleet.yaml").read_text() == "second"
     assert source.pinned(Source.model_construct(git=address, ref=newest.commit), tmp_path) == newest
     with pytest.raises(InputError, match="has no branch or tag v2"):
         source.pinned(Source.model_construct(git=address, ref="v2"), tmp_path)

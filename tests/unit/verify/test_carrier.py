@@ -9,12 +9,13 @@ from typing import Self
 
 import pytest
 
+from parbake.core import sealed
 from parbake.core.errors import EnvironmentProblem, MachineError
 from parbake.core.workspace import WORK, lock
 from parbake.machine.vm import Saved
 from parbake.machine.vm.guest import Ran
 from parbake.verify import carrier
-from parbake.verify.carrier import KEPT, Carrier
+from parbake.verify.carrier import KEPT, Carrier, digest_of
 
 DEVICE = "/dev/disk/by-id/virtio-volume"
 
@@ -129,12 +130,36 @@ def test_a_broken_state_is_removed_and_the_machine_boots(disk: Path, step: str, 
     start(Played(disk))
     [state] = states(disk)
     Saved(state).memory.write_bytes(b"broken")
+    sealed.seal(state, digest_of(state))
     machine = Played(disk, breaks={step: error})
     [told] = start(machine)
     assert "did not resume, and boots: " in told
     assert "broken" in told
     assert machine.did[-len(BOOT) :] == BOOT
     assert Saved(state).memory.read_bytes() == b"memory", "it is not made anew"
+
+
+@pytest.mark.parametrize("how", ["one byte", "a file more", "a link", "no seal", "another key"])
+def test_a_state_that_others_have_written_is_not_resumed(disk: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    start(Played(disk))
+    [state] = states(disk)
+    if how == "one byte":
+        Saved(state).memory.write_bytes(b"memorY")
+    elif how == "a file more":
+        (state / "more").touch()
+    elif how == "a link":
+        Saved(state).memory.rename(state.with_suffix(".moved"))
+        Saved(state).memory.symlink_to(state.with_suffix(".moved"))
+    elif how == "no seal":
+        sealed.loosen(state)
+    else:
+        monkeypatch.setenv(sealed.VARIABLE, "k" * 32)
+    machine = Played(disk)
+    [told] = start(machine)
+    assert "has no seal of this user's key: the machine boots" in told
+    assert machine.did == BOOT
+    assert start(again := Played(disk)) == []
+    assert again.did == RESUME, "it was kept anew"
 
 
 def test_a_state_that_another_removes_meanwhile_is_no_failure(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ to an image with that very label, nothing is built: on any machine, without a st
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -14,11 +15,13 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from parbake.core import sealed
 from parbake.core.access import private_folder
 from parbake.core.emulation import runnable
 from parbake.core.errors import BadReference, Denied, InputError, NoSuchImage, RegistryError
 from parbake.core.events import Events
-from parbake.core.model import Digest, Frozen, Image, Platform, RegistryOptions
+from parbake.core.files import read_file
+from parbake.core.model import MIB, Digest, Frozen, Image, Platform, RegistryOptions
 from parbake.core.reference import Reference
 from parbake.core.roles import Role
 from parbake.core.workspace import lock, publish, remove_leftovers, remove_tree, work_folder
@@ -220,19 +223,28 @@ def _export(tool: BuildTool, tag: str, layout: Path) -> None:
     with work_folder(layout.parent, "export") as beside:
         tool.export(tag, beside / "layout")
         remove_tree(layout)  # a broken one, or one that `force` replaces
+        sealed.seal(layout, _digest_of(beside / "layout"))
         publish(beside / "layout", layout)
     others = [path for path in layout.parent.iterdir() if path.is_dir() and len(path.name) == len(layout.name)]
     for old in sorted(others, key=lambda path: path.stat().st_mtime_ns, reverse=True)[_KEPT_LAYOUTS:]:
         remove_tree(old)
+        sealed.loosen(old)
+
+
+def _digest_of(layout: Path) -> str:
+    """Return the digest of a layout's index: all else in it is named by digests, and compared with them when read."""
+    return hashlib.sha256(read_file(layout / "index.json", MIB)).hexdigest()
 
 
 def _from_layout(reference: Reference, platform: Platform, path: Path) -> Image | None:
     if not path.is_dir():
         return None
     try:
-        return Layout(path).resolve(reference, platform)
-    except (RegistryError, InputError):
-        return None  # damaged: built again
+        if sealed.is_sealed(path, _digest_of(path)):
+            return Layout(path).resolve(reference, platform)
+    except (RegistryError, InputError, OSError):
+        pass
+    return None  # damaged, or made by others: built again
 
 
 def _label(registry: Registry, image: Image) -> str:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import override
 
 from parbake.core.access import private_folder
-from parbake.core.errors import CommandFailed
+from parbake.core.errors import CommandFailed, EnvironmentProblem
 from parbake.core.reference import Reference
 from parbake.core.run import isolated, run
-from parbake.core.workspace import remove_tree
+from parbake.core.sealed import bind, is_bound
+from parbake.core.workspace import remove, remove_tree
 from parbake.images.build.common import (
     BUILD_TIMEOUT,
     PROBE_TIMEOUT,
@@ -139,7 +140,17 @@ class Containers(BuildTool):
 def open_store(name: str, place: BuildPlace) -> Containers:
     """Return the tool on the fastest storage that works here; raises EnvironmentProblem or CommandFailed."""
     need_tool(name)
-    private_folder(place.cache / name)
+    folder = place.cache / name
+    if os.path.lexists(folder) and not is_bound(folder):
+        place.events.warn(f"{folder} was not made by this user on this machine: its layers are not used")
+        try:
+            remove(folder)
+        except OSError as error:
+            raise EnvironmentProblem(
+                f"{folder} cannot be removed: {error}", hint=f"remove it: buildah unshare rm -r {folder}"
+            ) from error
+    private_folder(folder)
+    bind(folder)
     tools = [Containers(name, place, driver) for driver in _STORAGE_DRIVERS]
     for tool in tools[:-1]:
         try:

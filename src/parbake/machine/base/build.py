@@ -9,10 +9,13 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import stat
 import struct
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
+from parbake.core import sealed
 from parbake.core.access import private_folder
 from parbake.core.emulation import runnable
 from parbake.core.errors import CommandFailed, DiskFull, EnvironmentProblem
@@ -23,6 +26,8 @@ from parbake.core.workspace import lock, publish, remove_leftovers, work_folder
 from parbake.machine.base import native
 from parbake.machine.base.grub import MODULES, PACKAGES, install_bios, make_bios_core, make_efi_program
 from parbake.machine.base.recipe import Recipe, describe, files
+from parbake.machine.disk.blocks import block_list
+from parbake.machine.disk.files import state
 from parbake.machine.disk.filesystems import EXT4_FEATURES
 
 _TIMEOUT = 1800.0  # seconds for a slow mirror
@@ -53,18 +58,41 @@ def ensure(
     recipe = describe(platform, packages, serial=serial)
     folder = cache / "base"
     disk = folder / recipe.file_name
-    if not disk.exists():
+    ours = _is_ours(disk, events)
+    if not ours:
         need_root("making the default base image")
     private_folder(folder)
-    if disk.exists():
+    if ours:
         return disk
     with lock(disk.with_suffix(".lock"), what="the default base image"):
-        if not disk.exists():
+        if not _is_ours(disk, events):
+            if disk.exists():
+                events.warn(f"{disk} has no seal of this user's key: it is not used, and made anew")
             remove_leftovers(folder)
             what = "Make the default base machine image" + f" for {platform}" * (platform != Platform.host())
             with work_folder(folder, "base") as work, events.stage("base", what), runnable(platform):
-                publish(_build(recipe, work, events), disk)
+                made = _build(recipe, work, events)
+                sealed.seal(disk, block_list(made, events, algorithm="blake3").digest())
+                publish(made, disk)
     return disk
+
+
+_COMPARED: set[str] = set()
+"""Bases that this process has compared, as they were then."""
+
+
+def _is_ours(disk: Path, events: Events) -> bool:
+    """Whether a base is there whose bytes are as they were made: a cache may come from where others write to it."""
+    with suppress(OSError):
+        status = disk.lstat()
+        now = str(state(disk, status))
+        if now in _COMPARED:
+            return True
+        found = block_list(disk, events, algorithm="blake3") if stat.S_ISREG(status.st_mode) else None
+        if found and sealed.is_sealed(disk, found.digest()):
+            _COMPARED.add(now)
+            return True
+    return False
 
 
 def _build(recipe: Recipe, work: Path, events: Events) -> Path:

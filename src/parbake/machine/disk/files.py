@@ -9,14 +9,15 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Event
 
-from parbake.core import atomic
+from parbake.core import atomic, sealed
 from parbake.core.errors import BadBase, CommandFailed, DiskFull, InputError, Interrupted
 from parbake.core.events import Events, Task
+from parbake.core.files import read_file
 from parbake.core.model import MIB
 from parbake.core.run import run
 from parbake.core.workspace import room_for
@@ -59,13 +60,17 @@ def describe(image: Path, cache: Path, events: Events) -> DiskFile:
         raise InputError(f"{image}: {error.strerror}", hint="check `base` in the Bakefile") from None
     name = hashlib.sha256(json.dumps(state(image, status)).encode()).hexdigest()
     remembered = cache / "digests" / f"{name}.json"
-    if remembered.exists():
-        return DiskFile(**json.loads(remembered.read_text()))
+    with suppress(OSError, ValueError, TypeError):
+        text = read_file(remembered, _MOST_SAID)
+        if sealed.is_sealed(remembered, text.decode()):
+            return DiskFile(**json.loads(text))
     info = inspect(image)
     found = DiskFile(f"sha256:{sha256_file(image, events)}", info["format"], int(info["virtual-size"]))
     remembered.parent.mkdir(parents=True, exist_ok=True)
     with room_for(remembered):
-        atomic.replace(remembered, json.dumps(asdict(found)))
+        text = json.dumps(asdict(found)).encode()
+        sealed.seal(remembered, text.decode())
+        atomic.replace(remembered, text)
     return found
 
 

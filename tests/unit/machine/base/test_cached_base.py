@@ -1,0 +1,116 @@
+"""The default base in a cache that others can write to: it is compared before it is used, and made anew."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from parbake.core import sealed
+from parbake.core.errors import EnvironmentProblem
+from parbake.core.events import Event, Events
+from parbake.machine import base
+from parbake.machine.base import build
+from parbake.machine.disk.blocks import ZEROS, block_list
+
+BYTES = b"a base" + ZEROS + b"units"
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Bases that were made; none takes what a real one does."""
+    found: list[Path] = []
+
+    def make(_recipe: object, work: Path, _events: Events) -> Path:
+        (work / "disk.raw").write_bytes(BYTES)
+        found.append(work)
+        return work / "disk.raw"
+
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.delenv(sealed.VARIABLE, raising=False)
+    monkeypatch.setattr(build, "_build", make)
+    monkeypatch.setattr(build, "need_root", lambda _: None)
+    monkeypatch.setattr(build, "_COMPARED", set())
+    return found
+
+
+def one_byte(disk: Path) -> None:
+    status = disk.stat()
+    with disk.open("r+b") as file:
+        file.write(b"A")
+    os.utime(disk, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def a_file_more(disk: Path) -> None:
+    with disk.open("r+b") as file:
+        file.seek(len(ZEROS) // 2)  # where a file system has a hole
+        file.write(b"[Service]\nExecStart=/bin/evil\n")
+
+
+def a_link(disk: Path) -> None:
+    disk.rename(disk.with_suffix(".moved"))
+    disk.symlink_to(disk.with_suffix(".moved"))
+
+
+def another_base_with_its_seal(disk: Path) -> None:
+    other = disk.with_name("debian-other.raw")
+    other.write_bytes(b"a base with other packages")
+    sealed.seal(other, block_list(other, Events(), algorithm="blake3").digest())
+    shutil.copy(other, disk)
+    shutil.copy(f"{other}.seal", f"{disk}.seal")
+
+
+@pytest.mark.parametrize("change", [one_byte, a_file_more, a_link, another_base_with_its_seal, sealed.loosen])
+def test_a_base_that_others_have_changed_is_made_anew(
+    tmp_path: Path, made: list[Path], change: Callable[[Path], None]
+) -> None:
+    said: list[Event] = []
+    disk = base.ensure(tmp_path / "cache", Events(said.append))
+    assert base.ensure(tmp_path / "cache", Events(said.append)) == disk
+    assert (len(made), [event for event in said if event.kind == "warning"]) == (1, [])
+    change(disk)
+    build._COMPARED.clear()  # another process
+    assert base.ensure(tmp_path / "cache", Events(said.append)).read_bytes() == BYTES
+    [warning] = [event.text for event in said if event.kind == "warning"]
+    assert warning == f"{disk} has no seal of this user's key: it is not used, and made anew"
+    assert len(made) == 2
+    build._COMPARED.clear()
+    base.ensure(tmp_path / "cache", Events())
+    assert len(made) == 2
+
+
+def test_a_change_is_seen_by_a_process_that_has_compared_it(tmp_path: Path, made: list[Path]) -> None:
+    one_byte(base.ensure(tmp_path / "cache", Events()))
+    assert base.ensure(tmp_path / "cache", Events()).read_bytes() == BYTES
+    assert len(made) == 2
+
+
+def test_a_base_in_a_restored_cache_is_used_by_who_has_its_key(
+    tmp_path: Path, made: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(sealed.VARIABLE, "a secret of the CI, 32 characters")
+    base.ensure(tmp_path / "cache", Events())
+    shutil.copytree(tmp_path / "cache", tmp_path / "restored")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "fresh"))
+    base.ensure(tmp_path / "restored", Events())
+    assert len(made) == 1
+    monkeypatch.delenv(sealed.VARIABLE)
+    build._COMPARED.clear()
+    base.ensure(tmp_path / "restored", Events())
+    assert len(made) == 2, "without the key it is a stranger's"
+
+
+@pytest.mark.usefixtures("made")
+def test_who_may_not_make_a_base_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = base.ensure(tmp_path / "cache", Events())
+    one_byte(disk)
+
+    def refuse(what: str) -> None:
+        raise EnvironmentProblem(f"{what} needs root")
+
+    monkeypatch.setattr(build, "need_root", refuse)
+    with pytest.raises(EnvironmentProblem, match="making the default base image needs root"):
+        base.ensure(tmp_path / "cache", Events())
