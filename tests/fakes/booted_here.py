@@ -68,6 +68,6 @@ class BootedHere(Verification):
                     self._stack.enter_context(netns.Lent(inside, port))
 
             machine.attach_network = lend
-            self.starter = Starter(host, node.cri, stretch=1.0, pause=pause, logs=str(self.folder / "logs"))
+            self.starter = Starter(host, node.cri, stretch=1.0, pause=pause, logs=str(daemon.folder / "logs"))
             self._stack = stack.pop_all()
         return self

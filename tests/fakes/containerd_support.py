@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from parbake.containerd import Client, Cri, Daemon
 from parbake.containerd.labels import (
@@ -23,7 +24,7 @@ from parbake.containerd.labels import (
     unpack_key,
 )
 from parbake.containerd.snapshots import folders
-from parbake.core import run
+from parbake.core import mounts, run
 from parbake.core.model import Descriptor, Platform
 from parbake.machine import disk
 
@@ -148,6 +149,26 @@ def fill(client: Client, name: str, made: Made, *, seen_by: Cri | None = None) -
         deadline = run.Deadline(60, f"the CRI plugin's notice of {name}")
         while seen_by.image_status(name) is None:
             deadline.sleep(0.02)
+
+
+class SeeingDaemon(Daemon):
+    """A containerd whose root has one more folder of this machine, under its own name."""
+
+    def __init__(self, *arguments: Any, shown: Path, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self._shown = shown
+
+    def _build(self, at: Path, programs: list[Path]) -> None:
+        super()._build(at, programs)
+        mounts.bind(self._shown, at / self._shown.relative_to("/"))
+
+
+def victim(folder: Path) -> Path:
+    """Make a folder of the machine in which everything has what a store has: what is no snapshot is garbage there."""
+    for name in ("7/fs/etc", "k8s.io/7", "sha256/fs", "1/fs", "1/work", "snapshots/5/fs", "blobs/sha256", "ingest/9"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "precious").write_text("of the machine")
+    return folder
 
 
 @contextmanager

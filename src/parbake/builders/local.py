@@ -18,6 +18,7 @@ from parbake.builders.fill import MountedStore, VolumeImage, fill, held
 from parbake.builders.seal import seal
 from parbake.builders.workers.pool import Workers, count_for
 from parbake.containerd import Daemon
+from parbake.containerd.skeleton import STAGING
 from parbake.core.errors import ArtefactFull, BadBase, DiskFull, Interrupted, ParbakeError
 from parbake.core.model import MIB, Plan
 from parbake.core.run import need, need_root
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from parbake.core.events import Events
     from parbake.machine.disk.tables import Partition
 
-# Layers on their way lie beside the snapshots that they will become: moving them there is a rename.
-_STAGING = ".parbake-staging"
 # Less free space than a file system in a file writes at once counts as none.
 _HOST_FULL = 4 * MIB
 
@@ -215,7 +214,7 @@ def grown_copy(plan: Plan, ingredients: Ingredients) -> Partition:
 
 def _fill_store(root: Path, plan: Plan, ingredients: Ingredients, *, sandbox: str = "") -> None:
     """Fill a containerd store with the plan's images, by a containerd of our own that works on it."""
-    events, staging = ingredients.events, root / _STAGING
+    events, staging = ingredients.events, root / STAGING
     with (
         _telling_full_artefact(plan, ingredients.work),
         events.stage("fill", f"Fill the store ({', '.join(image.reference for image in plan.all_images)})"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -135,10 +135,11 @@ def connect(
     namespace: str = KUBERNETES,
     snapshotter: str = OVERLAY,
     patience: float = 1.0,
+    places: Mapping[Path, Path] | None = None,
 ) -> Client:
     """Return a client of the containerd behind a unix socket's path or an already connected stream.
 
     A stream becomes the client's and is never opened a second time. ``patience`` multiplies every time limit.
-    Nothing is sent before the first call.
+    ``places``: see ``Connection``. Nothing is sent before the first call.
     """
-    return Client(Connection(target, patience=patience), namespace=namespace, snapshotter=snapshotter)
+    return Client(Connection(target, patience=patience, places=places), namespace=namespace, snapshotter=snapshotter)

@@ -6,7 +6,7 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Self, TypeVar
@@ -34,11 +34,15 @@ class Connection:
 
     ``target`` is the path of its unix socket, or a connected stream socket that reaches it. A stream is used as the
     one connection there is and never opened again; a path is connected to when first needed. Every time limit is
-    multiplied with ``patience`` (emulated machines are slow). Errors: those of ``errors.fault``.
+    multiplied with ``patience`` (emulated machines are slow). ``places`` are folders of a containerd with a root of its
+    own: what it calls each, and where it lies for us. Errors: those of ``errors.fault``.
     """
 
-    def __init__(self, target: str | Path | socket.socket, *, patience: float = 1.0) -> None:
+    def __init__(
+        self, target: str | Path | socket.socket, *, patience: float = 1.0, places: Mapping[Path, Path] | None = None
+    ) -> None:
         self.patience = patience
+        self._places = places or {}
         self._bridge: _Bridge | None = None
         self._folder = -1
         if isinstance(target, socket.socket):
@@ -67,6 +71,22 @@ class Connection:
             return str(path)
         self._folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         return f"/proc/self/fd/{self._folder}/{path.name}"
+
+    def ours(self, path: str) -> str:
+        """Return where something lies for us, by the path that containerd calls it."""
+        for theirs, ours in self._places.items():
+            if Path(path).is_relative_to(theirs):
+                return str(ours / Path(path).relative_to(theirs))
+        return path
+
+    def theirs(self, path: Path | str) -> str:
+        """Return what containerd calls a path of ours. Raises ValueError for what does not lie in its root."""
+        for theirs, ours in self._places.items():
+            if Path(path).is_relative_to(ours):
+                return str(theirs / Path(path).relative_to(ours))
+        if self._places:
+            raise ValueError(f"{path} is in none of {', '.join(map(str, self._places.values()))}")
+        return str(path)
 
     def unary(
         self,

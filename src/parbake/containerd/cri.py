@@ -159,7 +159,7 @@ class Cri:
         network = pb.NODE if host_network else pb.POD
         config = pb.PodSandboxConfig(
             metadata=pb.PodSandboxMetadata(name=name, uid=os.urandom(8).hex(), namespace=namespace),
-            log_directory=str(log_directory),
+            log_directory=self._connection.theirs(log_directory) if log_directory else "",
             dns_config=pb.DNSConfig(),
             linux=pb.LinuxPodSandboxConfig(
                 cgroup_parent=self._cgroup_parent,
@@ -266,7 +266,7 @@ class Cri:
             created=status.created_at * _NANO,
             started=status.started_at * _NANO,
             finished=status.finished_at * _NANO,
-            log_path=status.log_path,
+            log_path=self._connection.ours(status.log_path),
         )
 
     def remove_container(self, container_id: str) -> None:

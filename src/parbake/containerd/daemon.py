@@ -1,24 +1,27 @@
 """A containerd of our own: its root, state, socket and configuration lie where we say, and it dies with us.
 
 Nothing of the machine's containerd is used or touched: not its root (``/var/lib/containerd``), its state
-(``/run/containerd``), ``/opt/containerd`` or ``/etc/cni``. With ``cri`` it can run pods: then it lives in its own PID
-and mount namespaces, so that shims and containers end with it however it ends, and the sockets that shims make below
-``/run/containerd`` (a path that containerd compiles in) are on a private file system.
+(``/run/containerd``), ``/opt/containerd`` or ``/etc/cni``. Nor is anything else of the machine, whatever the store
+says: it lives in a root of its own (``own_root``). With ``cri`` it can run pods: then it has a PID namespace of its own
+as well, so that shims and containers end with it however it ends.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import shutil
 import socket
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from parbake.containerd import own_root, skeleton
 from parbake.containerd.config import configuration
-from parbake.containerd.namespace_thread import NamespaceThread
-from parbake.core import cgroups, run
+from parbake.containerd.own_root import OWN, STORE
+from parbake.core import cgroups, mounts, run
 from parbake.core.errors import CommandFailed, ContainerdError, DeadlineExceeded, ParbakeError
 
 if TYPE_CHECKING:
@@ -30,17 +33,19 @@ _START = 30.0  # seconds
 # Percent by which Go's memory grows between two collections (100 by default). A fifth of the time in which containerd
 # measures snapshots went into collecting what the walk through their files leaves.
 _GARBAGE = "400"
-_SHIMS = Path("/run/containerd")
+_SHIM = "containerd-shim-runc-v2"
 
 
 class Daemon:
     """A private containerd on the store ``root``; use with ``with``.
 
-    ``folder`` holds what it needs while it lives: configuration, socket, state, log (``containerd.log``). ``cri`` adds
+    ``folder`` holds what it needs while it lives: configuration, socket, state, log (``containerd.log``), and the logs
+    of pods, which it finds nowhere else. ``cri`` adds
     the CRI plugin (pods need runc and the shim), whose pods get ``sandbox_image`` as their pause container;
     ``containerd`` is the path of the program when it is not the one on PATH. Enter it from a thread that lives as long
     as the daemon is needed (see ``run.Process``), in the mount namespace in which ``root`` is mounted. Raises
-    EnvironmentProblem when a program is missing, ContainerdError with the end of the log when it does not start.
+    EnvironmentProblem when a program is missing, BadBase for a store that leads elsewhere, ContainerdError with the end
+    of the log when it does not start.
     """
 
     def __init__(
@@ -71,13 +76,12 @@ class Daemon:
         with ExitStack() as stack:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.root.mkdir(parents=True, exist_ok=True)
+            skeleton.check(self.root)
             self.socket = self._short_socket(stack)
             self.socket.unlink(missing_ok=True)
             if self._cri:
                 stack.enter_context(cgroups.owned(self.cgroup_parent))
-                stack.enter_context(NamespaceThread(self._start_with_shims))
-            else:
-                self._process = stack.enter_context(self._start())
+            self._process = stack.enter_context(self._start())
             self._wait()
             self._stack = stack.pop_all()
         return self
@@ -89,7 +93,8 @@ class Daemon:
         """Return a client; use it with ``with``, and end it before the daemon."""
         from parbake.containerd.client import connect
 
-        return connect(self.socket, namespace=namespace, patience=self._patience)
+        places = {STORE: self.root, OWN: self.folder}
+        return connect(self.socket, namespace=namespace, patience=self._patience, places=places)
 
     @property
     def alive(self) -> bool:
@@ -105,42 +110,37 @@ class Daemon:
         stack.callback(os.close, handle)
         return Path(f"/proc/{os.getpid()}/fd/{handle}/containerd.sock")
 
-    def _start(self) -> run.Process:
+    @contextmanager
+    def _start(self) -> Iterator[run.Process]:
+        """Start it in a root of its own, which is built where nobody else sees it."""
         program = run.need(self._program)
-        env = {**_path(program), "GOGC": _GARBAGE}
-        return run.Process([program, "--config", str(self._configure(self.folder))], log=self.log, env=env)
+        path = f"{Path(program).parent}:{run.environment()['PATH']}"  # a containerd finds its own shim first
+        used = [program, *([run.need("runc"), shutil.which(_SHIM, path=path) or ""] if self._cri else [])]
+        self._configure()
+        at = self.folder / "root"
+        command = [program, "--config", str(OWN / "config.toml")]
+        env = {"PATH": path, "GOGC": _GARBAGE}
+        process = run.Process(own_root.entering(at, command, pids=self._cri), log=self.log, env=env, own_pids=self._cri)
+        with ExitStack() as stack:
+            with mounts.private_mounts():
+                self._build(at, [Path(each) for each in used if each])
+                stack.enter_context(process)
+            yield process
 
-    def _start_with_shims(self, stack: ExitStack) -> None:
-        """Start it in namespaces of its own; runs in the keeper's thread."""
-        program = run.need(self._program)
-        for needed in ("runc", "unshare"):
-            run.need(needed)
-        os.unshare(os.CLONE_NEWNS)
-        run.run(["mount", "--make-rslave", "/"])
-        with suppress(FileExistsError):
-            _SHIMS.mkdir(mode=0o711)
-        run.run(["mount", "-t", "tmpfs", "-o", "mode=0711", "tmpfs", str(_SHIMS)])
-        inside = _SHIMS / "parbake"  # a short path whatever the folder's is, and one that exists in this namespace only
-        inside.mkdir()
-        run.run(["mount", "--bind", str(self.folder), str(inside)])
-        command = ["unshare", "--mount-proc", "--propagation", "slave", "--"]
-        command += [program, "--config", str(self._configure(inside))]
-        process = run.Process(command, log=self.log, env=_path(program), own_pids=True)
-        self._process = stack.enter_context(process)
+    def _build(self, at: Path, programs: list[Path]) -> None:
+        own_root.build(at, self.root, self.folder, programs, pods=self._cri)
 
-    def _configure(self, folder: Path) -> Path:
-        """Write the configuration, in which our folder is called ``folder``, and return its path."""
+    def _configure(self) -> None:
+        """Write the configuration, in the words of its own root."""
         text = configuration(
-            self.root,
-            folder,
-            folder / "containerd.sock" if self._cri else self.socket,
+            STORE,
+            OWN,
+            OWN / "containerd.sock",
             cri=self._cri,
             sandbox_image=self._sandbox_image,
             runc=run.find("runc") or "runc",
         )
-        path = self.folder / "config.toml"
-        path.write_text(text)
-        return path
+        (self.folder / "config.toml").write_text(text)
 
     def _wait(self) -> None:
         """Wait until the socket accepts (and, for pods, until the CRI plugin is ready)."""
@@ -179,9 +179,3 @@ class Daemon:
                     return False
                 raise
         return True
-
-
-def _path(program: str) -> dict[str, str]:
-    """Return the environment in which a containerd finds its own shim first."""
-    path = run.environment()["PATH"]
-    return {"PATH": f"{Path(program).parent}:{path}"}

@@ -65,7 +65,7 @@ class Snapshots:
         reply = self._connection.unary(
             f"{_SERVICE}/Prepare", request, pb.PrepareSnapshotResponse, metadata=self._metadata(), subject=key
         )
-        return tuple(_mount(mount) for mount in reply.mounts)
+        return tuple(map(self._mount, reply.mounts))
 
     def view(self, key: str, parent: str, labels: Mapping[str, str] | None = None) -> tuple[Mount, ...]:
         """Make a read-only snapshot of a committed one; raises AlreadyExists, NotFound (the parent)."""
@@ -73,7 +73,7 @@ class Snapshots:
         reply = self._connection.unary(
             f"{_SERVICE}/View", request, pb.ViewSnapshotResponse, metadata=self._metadata(), subject=key
         )
-        return tuple(_mount(mount) for mount in reply.mounts)
+        return tuple(map(self._mount, reply.mounts))
 
     def mounts(self, key: str) -> tuple[Mount, ...]:
         """Return the mounts of an active snapshot or a view; raises NotFound."""
@@ -81,7 +81,17 @@ class Snapshots:
         reply = self._connection.unary(
             f"{_SERVICE}/Mounts", request, pb.MountsResponse, metadata=self._metadata(), subject=key
         )
-        return tuple(_mount(mount) for mount in reply.mounts)
+        return tuple(map(self._mount, reply.mounts))
+
+    def _mount(self, mount: common_pb2.Mount) -> Mount:
+        """Return a mount in our own words for where things lie."""
+        ours = self._connection.ours
+        options = (option.partition("=") for option in mount.options)
+        return Mount(
+            mount.type,
+            ours(mount.source),
+            tuple(f"{key}{sign}{':'.join(map(ours, value.split(':')))}" for key, sign, value in options),
+        )
 
     def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None) -> None:
         """Turn an active snapshot into the committed one ``name``; one that is there already is kept instead.
@@ -168,10 +178,6 @@ def top_folder(mounts: tuple[Mount, ...]) -> Path:
         f"containerd's snapshotter describes its view as {mounts!r}: not an overlay without an upper folder",
         hint="parbake fills the overlayfs snapshotter only",
     )
-
-
-def _mount(mount: common_pb2.Mount) -> Mount:
-    return Mount(mount.type, mount.source, tuple(mount.options))
 
 
 def _info(info: pb.Info) -> SnapshotInfo:

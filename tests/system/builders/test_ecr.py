@@ -13,7 +13,7 @@ import pytest
 
 from parbake.builders import packer
 from parbake.builders.guest import Console, user_data
-from parbake.containerd import Cri, Daemon
+from parbake.containerd import Cri
 from parbake.core.model import GIB, Artefact, Base, Image, LogProbe, Platform, RegistryOptions, Startup
 from parbake.core.plan import make_plan
 from parbake.core.reference import Reference
@@ -61,12 +61,14 @@ def test_packers_script_and_a_containerd(instance: Instance, tmp_path: Path, whi
     options = {"cri": True, "sandbox_image": pause.REFERENCE, "containerd": program}
     with (
         ecr.private_ecr(tmp_path / "ecr") as registry,
-        Daemon(store, tmp_path / "run", **options) as daemon,  # type: ignore[arg-type]
+        containerd_support.SeeingDaemon(store, tmp_path / "run", shown=instance.folder, **options) as daemon,
         daemon.client() as client,
     ):
         serve(registry, app("echo", "hello"))
         instance.program("ctr", f'exec {Path(program).with_name("ctr")} -a {tmp_path}/run/containerd.sock "$@"')
         (instance.bin / "nerdctl").unlink()
+        login = instance.folder / "scripts/login.sh"  # containerd 2 itself reads what it writes
+        login.write_text(login.read_text().replace("-d /run/", f"-d {instance.folder}/"))
         said = instance.bake(NAME)
         assert "runtime: containerd" in said
         assert f"baked {NAME}" in said
@@ -76,7 +78,7 @@ def test_packers_script_and_a_containerd(instance: Instance, tmp_path: Path, whi
         status = cri.image_status(NAME)
         assert status
         assert status.pinned
-        assert starts(cri, NAME, tmp_path / "logs")
+        assert starts(cri, NAME, daemon.folder / "logs")
     assert holders(store) == []
 
 

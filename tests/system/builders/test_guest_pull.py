@@ -56,7 +56,7 @@ def test_a_login_stays_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         both = index(image(shell), image(shell, platform="linux/arm64"))
         push(store.url, "team/app", both, "1", user=(USER, WORD), ca=store.ca)
         options = {store.host: RegistryOptions(ca=store.ca, credentials="environment")}
-        with Registry(options) as registry, Daemon(tmp_path / "store", tmp_path / "run") as daemon:
+        with Registry(options) as registry, Daemon(tmp_path / "store", tmp_path / "run", cri=True) as daemon:
             plan = plan_of(registry, store.host, tmp_path)
             ctr = f'exec {shutil.which("ctr")} -a {tmp_path}/run/containerd.sock "$@"\n'
             node.program("ctr", ctr)
@@ -70,7 +70,8 @@ def test_a_login_stays_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
                 console.judge(plan.all_images, text)
                 with daemon.client() as client:
                     held = {each.name: each.target.digest for each in client.images.list()}
-                assert held == {name: each.target.digest for each in plan.all_images for name in each.names}
+                planned = {name: each.target.digest for each in plan.all_images for name in each.names}
+                assert held.items() >= planned.items()
 
                 store.stop()
                 with daemon.client() as client:

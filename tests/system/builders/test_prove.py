@@ -18,7 +18,7 @@ import pytest
 from parbake.containerd import Daemon
 from parbake.core import nodefiles
 from parbake.core.model import Startup
-from tests.fakes.containerd_support import Made, busybox, fill, pause, traces_of
+from tests.fakes.containerd_support import Made, SeeingDaemon, busybox, fill, pause, traces_of
 from tests.fakes.newer import NEWER, program_of
 
 pytestmark = pytest.mark.root
@@ -89,7 +89,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
         fill(client, OTHER, busybox({"other": b"1"}))
         fill(client, LOOSE, alone())
         client.images.put(LOOSE, alone().manifest, {"io.cri-containerd.pinned": ""})
-    with Daemon(folder / "store", folder / "run", cri=True, sandbox_image=PAUSE) as daemon:
+    with SeeingDaemon(folder / "store", folder / "run", cri=True, sandbox_image=PAUSE, shown=folder) as daemon:
         (folder / "cgroup").write_text(daemon.cgroup_parent)
         made.configured(PAUSE)
         yield made
@@ -105,7 +105,8 @@ def newer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     with Daemon(folder / "store", folder / "fill", containerd=program) as daemon, daemon.client() as client:
         fill(client, PAUSE, pause())
         fill(client, APP, app())
-    with Daemon(folder / "store", folder / "run", cri=True, sandbox_image=PAUSE, containerd=program) as daemon:
+    options = {"cri": True, "sandbox_image": PAUSE, "containerd": program}
+    with SeeingDaemon(folder / "store", folder / "run", shown=folder, **options) as daemon:
         (folder / "cgroup").write_text(daemon.cgroup_parent)
         made.configured(PAUSE)
         yield made

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from parbake.containerd import Client, Cri, Daemon, NotFound
 from parbake.containerd.cri import ContainerStatus, log_text
-from parbake.containerd.namespace_thread import NamespaceThread
-from parbake.core import run
+from parbake.core import mounts
 from parbake.core.run import Deadline
 from tests.fakes.containerd_support import busybox, fill, pause, shared_places, traces_of
 
@@ -70,22 +68,22 @@ def test_what_kubelet_sees(cri: Cri) -> None:
 
 
 def test_the_image_own_command_runs(cri: Cri, place: Path) -> None:
-    with cri.pod("own", log_directory=place / "logs") as pod:
+    with cri.pod("own", log_directory=place / "run/logs") as pod:
         container = cri.create_container(pod, "app", APP, log_path="app.log")
         assert cri.container_status(container).state == "created"
         cri.start_container(container)
         status = ended(cri, container)
         assert (status.exit_code, status.reason) == (0, "Completed")
         assert 0 < status.created <= min(status.started, status.finished)
-        assert status.log_path == str(place / "logs/app.log")
-        assert log_text((place / "logs/app.log").read_bytes()) == "hello\n"
+        assert status.log_path == str(place / "run/logs/app.log")
+        assert log_text((place / "run/logs/app.log").read_bytes()) == "hello\n"
     assert cri.list_pod_sandboxes() == ()
     with pytest.raises(NotFound):
         cri.container_status(container)
 
 
 def test_command_arguments_environment_and_failure(cri: Cri, place: Path) -> None:
-    with cri.pod("other", log_directory=place / "logs") as pod:
+    with cri.pod("other", log_directory=place / "run/logs") as pod:
         container = cri.create_container(
             pod,
             "app",
@@ -98,7 +96,7 @@ def test_command_arguments_environment_and_failure(cri: Cri, place: Path) -> Non
         cri.start_container(container)
         status = ended(cri, container)
         assert (status.exit_code, status.reason) == (7, "Error")
-        assert sorted(log_text((place / "logs/fail.log").read_bytes()).splitlines()) == ["image pod", "wrong"]
+        assert sorted(log_text((place / "run/logs/fail.log").read_bytes()).splitlines()) == ["image pod", "wrong"]
 
 
 def test_an_image_that_is_not_there(cri: Cri) -> None:
@@ -118,24 +116,23 @@ def test_a_store_that_only_this_thread_sees(tmp_path: Path) -> None:
     """The store of an artefact is mounted in a mount namespace of the thread that bakes."""
     store = tmp_path / "store"
     store.mkdir()
-    logs = []
 
-    def bake(stack: ExitStack) -> None:
-        os.unshare(os.CLONE_NEWNS)
-        run.run(["mount", "--make-rprivate", "/"])
-        run.run(["mount", "-t", "tmpfs", "tmpfs", str(store)])
-        with Daemon(store, tmp_path / "fill") as daemon, daemon.client() as client:
-            fill(client, PAUSE, pause())
-            fill(client, APP, busybox(Cmd=["/bin/busybox", "cat", "/greeting"]))
-        daemon = stack.enter_context(Daemon(store, tmp_path / "run", cri=True, sandbox_image=PAUSE))
-        cri = Cri(stack.enter_context(daemon.client()).connection, cgroup_parent=daemon.cgroup_parent)
-        with cri.pod("private", log_directory=tmp_path / "logs") as pod:
-            container = cri.create_container(pod, "app", APP, log_path="app.log")
-            cri.start_container(container)
-            ended(cri, container)
-        logs.append(log_text((tmp_path / "logs/app.log").read_bytes()))
+    def bake() -> str:
+        with mounts.private_mounts():
+            mounts.tmpfs(store, size="64m")
+            with Daemon(store, tmp_path / "fill") as daemon, daemon.client() as client:
+                fill(client, PAUSE, pause())
+                fill(client, APP, busybox(Cmd=["/bin/busybox", "cat", "/greeting"]))
+            daemon = Daemon(store, tmp_path / "run", cri=True, sandbox_image=PAUSE)
+            with daemon, daemon.client() as client:
+                cri = Cri(client.connection, cgroup_parent=daemon.cgroup_parent)
+                with cri.pod("private", log_directory=tmp_path / "run/logs") as pod:
+                    container = cri.create_container(pod, "app", APP, log_path="app.log")
+                    cri.start_container(container)
+                    ended(cri, container)
+        return log_text((tmp_path / "run/logs/app.log").read_bytes())
 
-    with NamespaceThread(bake):
-        assert list(store.iterdir()) == []
-    assert logs == ["hello\n"]
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(bake).result() == "hello\n"
+    assert list(store.iterdir()) == []
     assert traces_of(str(tmp_path)) == []

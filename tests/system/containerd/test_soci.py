@@ -6,6 +6,7 @@ that SOCI's own snapshotter was given as well starts on both.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +17,11 @@ import pytest
 from parbake.containerd import Client, Cri, Daemon
 from parbake.containerd.cri import log_text
 from parbake.containerd.labels import snapshot_reference
+from parbake.containerd.own_root import OWN
 from parbake.core.errors import ContainerdError
 from parbake.core.run import Deadline, Process
 from tests.fakes import containerd_support
-from tests.fakes.containerd_support import busybox, fill, pause, traces_of
+from tests.fakes.containerd_support import SeeingDaemon, busybox, fill, pause, traces_of
 from tests.fakes.newer import MACHINES, NEWER, program_of, soci_snapshotter
 
 pytestmark = pytest.mark.root
@@ -28,15 +30,15 @@ APP, PAUSE = "registry.test/team/app:1", "localhost/pause:1"
 MADE = busybox(Cmd=["/bin/busybox", "cat", "/greeting"])
 
 
-class SociDaemon(Daemon):
+class SociDaemon(SeeingDaemon):
     """A containerd whose snapshotter is SOCI's, which listens at ``<folder>/soci.sock``."""
 
-    def _configure(self, folder: Path) -> Path:
-        path = super()._configure(folder)
+    def _configure(self) -> None:
+        super()._configure()
+        path = self.folder / "config.toml"
         text = path.read_text().replace('snapshotter = "overlayfs"', 'snapshotter = "soci"')
-        plugin = f'\n[proxy_plugins.soci]\ntype = "snapshot"\naddress = "{self.folder / "soci.sock"}"\n'
+        plugin = f'\n[proxy_plugins.soci]\ntype = "snapshot"\naddress = "{OWN / "soci.sock"}"\n'
         path.write_text(text + plugin)
-        return path
 
 
 @contextmanager
@@ -50,7 +52,7 @@ def soci(root: Path, store: Path, folder: Path, **options: Any) -> Iterator[Soci
         while not socket.exists():
             process.check_alive()
             deadline.sleep(0.05)
-        with SociDaemon(store, folder, **options) as daemon:
+        with SociDaemon(store, folder, shown=root, **options) as daemon:
             yield daemon
 
 
@@ -59,12 +61,12 @@ def fill_both(client: Client) -> None:
     fill(client, APP, MADE)
 
 
-def starts(daemon: Daemon, client: Client, logs: Path) -> str:
+def starts(daemon: Daemon, client: Client) -> str:
     """Start the image as a kubelet would that may not pull; return what it says."""
     cri = Cri(client.connection, cgroup_parent=daemon.cgroup_parent)
     assert cri.image_status(APP), "it counts as present: nobody pulls it"
-    with cri.pod("app", log_directory=logs) as pod:
-        container = cri.create_container(pod, "app", APP, log_path=f"{len(list(logs.glob('*')))}.log")
+    with cri.pod("app", log_directory=daemon.folder / "logs") as pod:
+        container = cri.create_container(pod, "app", APP, log_path=f"{os.urandom(4).hex()}.log")
         cri.start_container(container)
         deadline = Deadline(60, "the container's end")
         while (status := cri.container_status(container)).state != "exited":
@@ -77,7 +79,7 @@ def test_a_bake_for_overlayfs_fails_and_one_for_both_starts(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, which: str
 ) -> None:
     folder = tmp_path_factory.mktemp("soci")
-    store, root, logs = folder / "store", folder / "root", folder / "logs"
+    store, root = folder / "store", folder / "root"
     more: dict[str, Any] = {"containerd": program_of(which)}
     pods: dict[str, Any] = {**more, "cri": True, "sandbox_image": PAUSE}
     with Daemon(store, folder / "a", **more) as daemon, daemon.client() as client:
@@ -87,7 +89,7 @@ def test_a_bake_for_overlayfs_fails_and_one_for_both_starts(
         daemon.client() as client,
         pytest.raises(ContainerdError, match="unpack"),
     ):
-        starts(daemon, client, logs)
+        starts(daemon, client)
 
     monkeypatch.setattr(containerd_support, "snapshot_reference", lambda chain: snapshot_reference(chain, "soci"))
     with soci(root, store, folder / "c", **more) as daemon, daemon.client() as client:
@@ -96,9 +98,9 @@ def test_a_bake_for_overlayfs_fails_and_one_for_both_starts(
         assert sorted(each.name for each in (root / "snapshotter").iterdir()) == ["metadata.db", "snapshots"]
         assert all(each.name.isdecimal() for each in (root / "snapshotter/snapshots").iterdir())
     with soci(root, store, folder / "d", **pods) as daemon, daemon.client() as client:
-        assert starts(daemon, client, logs) == "hello\n"
+        assert starts(daemon, client) == "hello\n"
         client.gc()
-        assert starts(daemon, client, logs) == "hello\n"
+        assert starts(daemon, client) == "hello\n"
     with Daemon(store, folder / "e", **pods) as plain, plain.client() as client:
-        assert starts(plain, client, logs) == "hello\n"
+        assert starts(plain, client) == "hello\n"
     assert traces_of(str(folder)) == []

@@ -49,8 +49,9 @@ class NodeDaemon(Daemon):
         super().__init__(*arguments, **more)
         self._configured = configured
 
-    def _configure(self, folder: Path) -> Path:
-        path = super()._configure(folder)
+    def _configure(self) -> None:
+        super()._configure()
+        path = self.folder / "config.toml"
         text = re.sub(r'(?s)\[plugins\."io\.containerd\.gc\.v1\.scheduler"\].*?(?=\n\[)', "", path.read_text())
         if self._configured == "v3":
             path.write_text(text)
@@ -62,7 +63,6 @@ class NodeDaemon(Daemon):
         assert head in text
         text = re.sub(r"(?m)^\s*discard_unpacked_layers = .*\n", "", text)
         path.write_text(text.replace(head, f"{head}\ndiscard_unpacked_layers = true"))
-        return path
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def test_a_store_is_used_by_every_version(
 ) -> None:
     volume = tmp_path / "volume.raw"
     run.run(["cp", "--sparse=always", str(world.volumes[filled]), str(volume)])
-    logs = tmp_path / "logs"
+    logs = tmp_path / "first/logs"
     with disk.private_mounts(), disk.mount(volume, tmp_path / "mnt", filesystem=filled) as mounted:
 
         def node(folder: str) -> NodeDaemon:
@@ -152,7 +152,9 @@ def test_a_store_is_used_by_every_version(
             assert starts(cri, world.name, logs)
             assert starts(cri, world.plain, logs)
         with node("second") as daemon, daemon.client() as client:
-            assert starts(Cri(client.connection, cgroup_parent=daemon.cgroup_parent), world.name, logs)
+            assert starts(
+                Cri(client.connection, cgroup_parent=daemon.cgroup_parent), world.name, daemon.folder / "logs"
+            )
 
 
 @pytest.mark.parametrize("started", [MACHINES, NEWER])
@@ -169,7 +171,7 @@ def test_an_image_is_a_pods_volume(world: World, tmp_path: Path, started: str) -
         daemon.client() as client,
     ):
         cri = Cri(client.connection, cgroup_parent=daemon.cgroup_parent)
-        starter = Starter(LocalHost(), cri, stretch=1, pause=pause.REFERENCE, logs=str(tmp_path / "logs"))
+        starter = Starter(LocalHost(), cri, stretch=1, pause=pause.REFERENCE, logs=str(tmp_path / "run/logs"))
 
         def seen(path: str) -> Started:
             return starter.start(world.name, Startup(up=MountedProbe(path=path)))

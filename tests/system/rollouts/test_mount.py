@@ -15,14 +15,16 @@ from pathlib import Path
 
 import pytest
 
-from parbake.containerd import Daemon
+from parbake.containerd import Cri, Daemon
 from parbake.core import run
+from parbake.core.model import Platform
 from parbake.core.nodefiles import node_file
 from parbake.machine import disk
+from parbake.verify.store import look
 from tests.fakes.images import image, layer, push
 from tests.fakes.registry import DockerRegistry
 from tests.fakes.runs import bake, bakefile, private_places
-from tests.fakes.store import ctr, pull_by_ctr
+from tests.fakes.store import pull_by_ctr
 
 __all__ = ["private_places"]
 pytestmark = pytest.mark.root
@@ -89,11 +91,10 @@ class Node:
 
     def images(self) -> dict[str, dict[str, str]]:
         """Return the images of the store, with their labels, as a containerd that starts on it sees them."""
-        with Daemon(self.root, self.folder / "run") as daemon, daemon.client() as client:
+        with Daemon(self.root, self.folder / "run", cri=True) as daemon, daemon.client() as client:
             found = {each.name: dict(each.labels) for each in client.images.list()}
             for name in found:  # each can be started: its snapshots are there
-                ctr(daemon, "images", "mount", name, str(self.folder / "look"))
-                ctr(daemon, "images", "unmount", "--rm", str(self.folder / "look"))
+                assert look(client, Cri(client.connection), name, platform=Platform.host()).unpacked
             return found
 
 
@@ -103,7 +104,6 @@ def node(tmp_path: Path) -> Iterator[Node]:
     (tmp_path / "bin/systemctl").write_text(SYSTEMCTL)
     (tmp_path / "bin/systemctl").chmod(0o755)
     (tmp_path / "store").mkdir()
-    (tmp_path / "look").mkdir()
     (tmp_path / "config.toml").write_text(
         f'version = 2\nroot = "{tmp_path / "store"}"\n'
         f"[plugins.'io.containerd.grpc.v1.cri']\n  sandbox_image = '{PAUSE}'\n"

@@ -274,12 +274,12 @@ def test_pods_start_with_no_registry(world: World, tmp_path: Path, filesystem: s
                 assert status is not None
                 assert (status.pinned, status.id) == (True, image["config"]["digest"])
             assert {status.pinned for status in cri.list_images()} == {True}
-            with cri.pod("baked", log_directory=tmp_path / "logs") as pod:
+            with cri.pod("baked", log_directory=daemon.folder / "logs") as pod:
                 for name, said in (("index:1", "hello from the index\n"), ("real:1", "hello\n")):
                     container = cri.create_container(pod, "app", world.names[name], log_path=f"{name}.log")
                     cri.start_container(container)
                     assert wait_for_end(cri, container) == 0
-                    assert log_text((tmp_path / f"logs/{name}.log").read_bytes()) == said
+                    assert log_text((daemon.folder / f"logs/{name}.log").read_bytes()) == said
                     cri.remove_container(container)
     finally:
         world.registry.start()

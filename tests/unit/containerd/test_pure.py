@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-import threading
 import tomllib
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -18,7 +16,6 @@ from parbake import containerd
 from parbake.containerd.config import configuration
 from parbake.containerd.cri import log_text
 from parbake.containerd.labels import chain_ids, merge_labels, reference_labels, source_label, unpack_key
-from parbake.containerd.namespace_thread import NamespaceThread
 from parbake.containerd.snapshots import Mount, SnapshotFolders, folders
 from parbake.core import run
 from parbake.core.errors import ContainerdError
@@ -222,42 +219,3 @@ def test_log_text_gives_back_what_was_written(lines: list[tuple[str, int, str]])
             tag = b"F" if number == len(pieces) else b"P"
             log += b" ".join([b"2026-01-02T03:04:05Z", stream.encode(), tag, piece]) + b"\n"
     assert log_text(log) == "".join(f"{text}\n" for text, _, _ in lines)
-
-
-# ---- threads
-
-
-def test_a_keeper_holds_things_in_one_thread() -> None:
-    seen: list[tuple[str, int]] = []
-
-    def start(stack: ExitStack) -> None:
-        seen.append(("start", threading.get_ident()))
-        stack.callback(lambda: seen.append(("end", threading.get_ident())))
-
-    with NamespaceThread(start):
-        assert [what for what, _ in seen] == ["start"]
-    assert [what for what, _ in seen] == ["start", "end"]
-    assert len({thread for _, thread in seen} - {threading.get_ident()}) == 1
-
-
-def test_a_keeper_raises_what_its_start_raises() -> None:
-    ended: list[bool] = []
-
-    def start(stack: ExitStack) -> None:
-        stack.callback(ended.append, True)
-        raise ContainerdError("no")
-
-    with pytest.raises(ContainerdError, match="no"), NamespaceThread(start):
-        pass
-    assert ended == [True]
-
-
-def test_a_keeper_raises_what_its_end_raises() -> None:
-    def fail() -> None:
-        raise ContainerdError("late")
-
-    def start(stack: ExitStack) -> None:
-        stack.callback(fail)
-
-    with pytest.raises(ContainerdError, match="late"), NamespaceThread(start):
-        pass

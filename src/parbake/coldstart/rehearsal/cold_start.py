@@ -33,10 +33,7 @@ def cold_start(
     stages: dict[str, float] = {}
     begun = time.monotonic()
     root = folder / "root"
-    root.mkdir()
-    # Not by disk.mount: overlayfs needs device files here, since whiteouts are some, and containers run from it.
-    run.run(["mount", "-t", filesystem, "-o", "noatime", device, str(root)])
-    stack.callback(disk.unmount, root)
+    stack.enter_context(disk.mount_device(device, root, filesystem=filesystem, options=("noatime",)))
     stages["mount"] = time.monotonic() - begun
     begun = time.monotonic()
     name = plan.sandbox.names[0] if plan.sandbox and not pull else _OWN_SANDBOX
@@ -52,7 +49,7 @@ def cold_start(
             cri.pull_image(image.names[0])
             stages = {"pull": time.monotonic() - begun}
         _wait_image(cri, image)
-        starter = Starter(LocalHost(), cri, stretch=1.0, pause=name, logs=str(folder / "logs"))
+        starter = Starter(LocalHost(), cri, stretch=1.0, pause=name, logs=str(daemon.folder / "logs"))
         started = starter.start(image.names[0], image.startup or Startup())
     except (ContainerdError, MachineError, CommandFailed, DeadlineExceeded) as error:
         raise NotStarted(error.message) from error

@@ -1,5 +1,6 @@
 """Disks as files: partition tables, file systems, loop devices, sparse copies, formats, and what a root holds."""
 
+from parbake.core.mounts import private_mounts, unmount
 from parbake.machine.disk.blocks import ZEROS, block_list, data_blocks, read_blocks
 from parbake.machine.disk.files import (
     DiskFile,
@@ -30,9 +31,8 @@ from parbake.machine.disk.mounts import (
     Mounted,
     loop_device,
     mount,
-    private_mounts,
+    mount_device,
     read_ahead,
-    unmount,
 )
 from parbake.machine.disk.roots import Runtime, find_runtime, inside
 from parbake.machine.disk.selinux import file_contexts, label
@@ -71,6 +71,7 @@ __all__ = [
     "loop_device",
     "make_filesystem",
     "mount",
+    "mount_device",
     "partitions",
     "private_mounts",
     "read_ahead",

@@ -1,15 +1,13 @@
-"""Mounts and loop devices that cannot outlive the process.
+"""Disks as mounts and loop devices that cannot outlive the process.
 
 Mounts are made in a mount namespace of the calling thread, loop devices are set to *autoclear*: the kernel takes both
-away when the last user is gone, also after ``kill -9``. Sources: mount_namespaces(7), loop(4), linux/loop.h.
+away when the last user is gone, also after ``kill -9``. Sources: loop(4), linux/loop.h.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
-import functools
 import os
 import struct
 from collections.abc import Iterator, Sequence
@@ -17,9 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from parbake.core import mounts
 from parbake.core.errors import CommandFailed, EnvironmentProblem
 from parbake.core.interrupts import guarded
-from parbake.core.run import Deadline, need_root
 
 READ_AHEAD = 128 << 10
 """Bytes that Linux reads ahead on the disks of nodes, which are not rotational (``VM_READAHEAD_PAGES``).
@@ -36,50 +34,9 @@ _READ_ONLY, _AUTOCLEAR, _DIRECT_IO = 1, 4, 16
 # encryption fields of which the last is the flags, three texts, init), and eight reserved words.
 _LOOP_CONFIG = struct.Struct("=II QQQQQ IIII 64s64s32s 2Q 8Q")
 _BUSY_TRIES = 64  # other programs take free devices between our two calls
-# Nothing in a disk image is run here, and its device files are data.
-_HARMLESS = ("nodev", "nosuid", "noexec")
-# mount(2), umount2(2): called here, since a program for the same takes ten milliseconds, and many times that on a busy
-# machine. These options are flags, all others the file system's.
-_FLAGS = {"ro": 1, "nosuid": 2, "nodev": 4, "noexec": 8, "noatime": 1 << 10}
-_MS_REC, _MS_PRIVATE = 1 << 14, 1 << 18
-_MNT_DETACH = 2
 
 FAST = {"ext4": ("noatime", "barrier=0"), "xfs": ("noatime",)}
 """Options by file system for one that is thrown away unless all of it succeeds: no flush for each commit."""
-
-
-@contextmanager
-@guarded
-def private_mounts() -> Iterator[None]:
-    """Run the body in a mount namespace of this thread (and of threads and programs that it starts); needs root.
-
-    The thread returns to where it was, its working folder as well; from then on it no longer shares that folder with
-    the process's other threads (the kernel demands it).
-    """
-    need_root("mounting")
-    outside = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-    folder = os.open(".", os.O_PATH | os.O_CLOEXEC)
-    try:
-        try:
-            os.unshare(os.CLONE_NEWNS)
-        except OSError as error:
-            raise EnvironmentProblem(
-                f"cannot make a mount namespace here ({error.strerror})",
-                hint="in a container, run it privileged; `parbake doctor` checks what is possible",
-            ) from error
-        if problem := _mount("none", Path("/"), "", _MS_REC | _MS_PRIVATE):
-            raise EnvironmentProblem(
-                f"mounts cannot be made private ({os.strerror(problem)})", hint="run as root, with mounts allowed"
-            )
-        try:
-            yield
-        finally:
-            os.unshare(os.CLONE_FS)  # setns refuses while a thread that was started inside shares our folder
-            os.setns(outside, os.CLONE_NEWNS)
-            os.fchdir(folder)  # entering a mount namespace moves to its root
-    finally:
-        os.close(folder)
-        os.close(outside)
 
 
 @contextmanager
@@ -184,54 +141,47 @@ def mount(
 
     Raises CommandFailed when it is not a file system that the kernel knows, or a damaged one.
     """
+    if filesystem == "ext4" and not read_only:
+        # Inode tables that growing added are zeroed now, by holes in the file, not on the node's first boot.
+        options = (*options, "init_itable=0")
+    with (
+        loop_device(image, offset=offset, size=size, read_only=read_only) as device,
+        mount_device(device, at, filesystem=filesystem, read_only=read_only, options=options, called=image) as mounted,
+    ):
+        yield mounted
+
+
+@contextmanager
+@guarded
+def mount_device(
+    device: str,
+    at: Path,
+    *,
+    filesystem: str,
+    read_only: bool = False,
+    options: Sequence[str] = (),
+    called: Path | None = None,
+) -> Iterator[Mounted]:
+    """Mount a block device at a folder, which is made; ``called`` is what errors call it.
+
+    Nothing on it is run or followed (``mounts.HARMLESS``). Containers may run from it all the same: an overlay on top
+    is a mount with options of its own. Raises CommandFailed as ``mount``.
+    """
     at.mkdir(parents=True, exist_ok=True)
-    with loop_device(image, offset=offset, size=size, read_only=read_only) as device:
-        chosen = [*_HARMLESS, *options]
-        if filesystem == "xfs":
-            chosen.append("nouuid")  # two copies of one base are mounted at a time when two bakes run
-        if filesystem == "ext4" and not read_only:
-            # Inode tables that growing added are zeroed now, by holes in the file, not on the node's first boot.
-            chosen.append("init_itable=0")
-        if read_only:
-            # A journal that was not replayed must stay as it is: reading may not write.
-            chosen += ["ro", *{"ext4": ["noload"], "xfs": ["norecovery"]}.get(filesystem, [])]
-        if problem := _mount(device, at, filesystem, options=chosen):
-            said = "this kernel does not know it" if problem == errno.ENODEV else os.strerror(problem)
-            raise CommandFailed(
-                f"the {filesystem} file system in {image} cannot be mounted ({said})",
-                code=problem, output=said, hint="`dmesg` says more",
-            )  # fmt: skip
-        try:
-            yield Mounted(at, device, filesystem)
-        finally:
-            unmount(at)
-
-
-def unmount(at: Path) -> None:
-    """Unmount a folder; waits a little for programs that are just ending. Raises EnvironmentProblem where it stays."""
-    deadline = Deadline(15, f"unmounting {at}")
-    while problem := _unmount(at):
-        if problem != errno.EBUSY or not deadline.left:
-            _unmount(at, _MNT_DETACH)
-            raise EnvironmentProblem(
-                f"{at} cannot be unmounted ({os.strerror(problem)})", hint="look for programs that use it"
-            )
-        deadline.sleep(0.05)
-
-
-def _mount(source: str, at: Path, filesystem: str, flags: int = 0, options: Sequence[str] = ()) -> int:
-    """Make a mount; return 0, or the number of the error."""
-    flags |= sum(_FLAGS.get(option, 0) for option in options)
-    data = ",".join(option for option in options if option not in _FLAGS)
-    texts = (os.fsencode(source), os.fsencode(at), filesystem.encode())
-    return ctypes.get_errno() if _libc().mount(*texts, ctypes.c_ulong(flags), data.encode()) else 0
-
-
-def _unmount(at: Path, flags: int = 0) -> int:
-    """Unmount a folder; return 0, or the number of the error."""
-    return ctypes.get_errno() if _libc().umount2(os.fsencode(at), flags) else 0
-
-
-@functools.cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
+    chosen = [*mounts.HARMLESS, *options]
+    if filesystem == "xfs":
+        chosen.append("nouuid")  # two copies of one base are mounted at a time when two bakes run
+    if read_only:
+        # A journal that was not replayed must stay as it is: reading may not write.
+        chosen += ["ro", *{"ext4": ["noload"], "xfs": ["norecovery"]}.get(filesystem, [])]
+    if problem := mounts.attach(device, at, filesystem, options=chosen):
+        said = "this kernel does not know it" if problem == errno.ENODEV else os.strerror(problem)
+        raise CommandFailed(
+            f"the {filesystem} file system in {called or device} cannot be mounted ({said})",
+            code=problem, output=said, hint="`dmesg` says more",
+        )  # fmt: skip
+    try:
+        mounts.check_harmless(at)
+        yield Mounted(at, device, filesystem)
+    finally:
+        mounts.unmount(at)

@@ -73,7 +73,15 @@ def find_runtime(root: Path) -> Runtime:
         raise BadBase(
             "the base has no containerd", hint="use a base for Kubernetes nodes with containerd, or base: debian"
         )
-    config = _read(root, _CONFIG, depth=0)
+    try:
+        return _configured(root, _read(root, _CONFIG, depth=0))
+    except (AttributeError, TypeError) as error:
+        raise BadBase(f"the base's {_CONFIG} has something else where containerd has a table or a text") from error
+    except (FileExistsError, NotADirectoryError) as error:
+        raise BadBase(f"the base has a file where its containerd's store would be: {error.filename}") from error
+
+
+def _configured(root: Path, config: Mapping[str, Any]) -> Runtime:
     plugins = config.get("plugins", {})
     v2, v3 = plugins.get(_CRI_V2, {}), plugins.get(_CRI_V3, {})
     snapshotter = v3.get("snapshotter") or v2.get("containerd", {}).get("snapshotter") or "overlayfs"

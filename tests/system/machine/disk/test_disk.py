@@ -406,3 +406,18 @@ def test_devices_inside_a_mount_are_data(tmp_path: Path) -> None:
         os.mknod(mounted.path / "null", 0o20666, os.makedev(1, 3))
         with pytest.raises(PermissionError):
             (mounted.path / "null").open("rb")
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+def test_nobody_follows_links_in_a_mounted_disk(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "outside").mkdir()
+    tree = root_tree(tmp_path / "tree")
+    (tree / "out").symlink_to(tmp_path / "outside")
+    image = filesystem(tmp_path / "disk.raw", kind, tree)
+    with disk.private_mounts(), disk.mount(image, tmp_path / "at", filesystem=kind) as mounted:
+        assert (mounted.path / "out").readlink() == tmp_path / "outside"
+        with pytest.raises(OSError, match="symbolic links"):
+            (mounted.path / "out/file").touch()
+        with pytest.raises(AssertionError, match="symbolic links"):
+            sh("touch", mounted.path / "out/file")
+    assert list((tmp_path / "outside").iterdir()) == []

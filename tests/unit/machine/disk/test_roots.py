@@ -100,3 +100,14 @@ def test_a_pipe_in_place_of_the_configuration_does_not_hang(tmp_path: Path) -> N
     (tmp_path / "etc/containerd").mkdir(parents=True)
     os.mkfifo(tmp_path / "etc/containerd/config.toml")
     assert find_runtime(tmp_path).sandbox_image == ""
+
+
+@pytest.mark.parametrize(
+    "config",
+    ['plugins = "none"\n', "root = 7\n", "imports = [1]\n", 'root = "/etc/canary/store"\n', 'root = "/etc/canary"\n'],
+)
+def test_a_configuration_of_other_shapes_is_refused_in_words(tmp_path: Path, config: str) -> None:
+    root = install(tmp_path, f"version = 2\n{config}")
+    (root / "etc/canary").write_text("a file")
+    with pytest.raises(BadBase, match="the base"):
+        find_runtime(root)
