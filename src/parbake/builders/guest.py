@@ -43,8 +43,10 @@ _BOUNDARY = "==parbake=="
 _TOLD = 16
 """Hexadecimal digits of a layer's digest that a machine is told, to fit many into user data. Nobody makes other content
 whose digest begins so: that takes 2^64 attempts."""
+_MOST_SAID = 200
+"""Lines of a guest's log, and of its warnings, that are kept: the last ones."""
 _HEADER = re.compile(r"(\w+\(\) \{) # .*")  # of a function, with what it takes
-_LINE = re.compile(r"@parbake (\S+) ([0-9]+) (begin|stage|baked|proved|warn|log|fail|done) ?(.*)")
+_LINE = re.compile(r"@parbake (\S+) ([0-9]{1,9}) (begin|stage|baked|proved|warn|log|fail|done) ?(.*)")
 
 
 def script(mode: Mode, *, volume: bool = False) -> str:
@@ -225,13 +227,14 @@ class Console:
                 case "baked":
                     self.baked[words[0]] = tuple(words[1:])
                 case "proved":
-                    with suppress(ValueError):  # a line that another ran into; it is said twice
+                    # A line that another ran into; it is said twice.
+                    with suppress(ValueError, KeyError, TypeError, RecursionError):
                         proof = json.loads(rest)
-                        self.proved[proof["name"]] = proof
+                        self.proved[str(proof["name"])] = proof
                 case "warn":
-                    self.warnings.append(rest)
+                    self.warnings = [*self.warnings[-_MOST_SAID:], rest]
                 case "log":
-                    self.log.append(rest)
+                    self.log = [*self.log[-_MOST_SAID:], rest]
                 case "fail":
                     self.failure = rest or "no reason"
                 case "done":

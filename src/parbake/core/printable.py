@@ -52,3 +52,8 @@ def _escaped(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+
+
+def writable(text: str) -> str:
+    """Return text that a file takes: JSON of others may hold halves of characters, which UTF-8 has not."""
+    return text.encode(errors="replace").decode()

@@ -12,12 +12,15 @@ import hashlib
 import io
 import json
 import struct
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from parbake.core.errors import InputError
+from parbake.core.files import read_file
 from parbake.core.model import Platform
-from parbake.core.workspace import lock, publish, remove_leftovers, work_folder
+from parbake.core.workspace import lock, publish, remove_leftovers, remove_tree, work_folder
 
 REFERENCE: Final = "localhost/parbake/pause:1"
 
@@ -126,11 +129,12 @@ def layout(folder: Path, platform: Platform) -> Path:
     """
     content = _content(platform)
     target = folder / f"{platform.architecture}-{hashlib.sha256(content['index.json']).hexdigest()[:12]}"
-    if target.is_dir():
+    if _is_there(target, content):
         return target
     with lock(folder / "lock", what="the pause image"):
-        if not target.is_dir():
+        if not _is_there(target, content):
             remove_leftovers(folder)
+            remove_tree(target)  # somebody has changed it
             with work_folder(folder, "pause") as work:
                 for name, data in content.items():
                     path = work / "layout" / name
@@ -138,6 +142,12 @@ def layout(folder: Path, platform: Platform) -> Path:
                     path.write_bytes(data)
                 publish(work / "layout", target)
     return target
+
+
+def _is_there(target: Path, content: Mapping[str, bytes]) -> bool:
+    with suppress(OSError):
+        return all(read_file(target / name, len(data)) == data for name, data in content.items())
+    return False
 
 
 def _content(platform: Platform) -> dict[str, bytes]:

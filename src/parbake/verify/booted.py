@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import tomllib
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -209,7 +210,7 @@ class BootedNode:
             Cri(self.client.connection).wait_ready(limit)
             self._answered()
             self.runtime = Cri(self.client.connection).version()
-            self.settings = settings_of(self._dump())
+            self.settings = self._read(settings_of)
             self.cri = Cri(self.client.connection, cgroup_parent=self.settings.cgroup_parent)
             self._stack = stack.pop_all()
         return self
@@ -231,15 +232,19 @@ class BootedNode:
             guest.check(["udevadm", "settle"], timeout=limit)
             for service in ("kubelet.service", "containerd.service"):
                 guest.run(["systemctl", "stop", service], timeout=limit)
-            root = str(tomllib.loads(self._dump()).get("root") or RUNTIME_ROOT)
+            root = self._read(lambda text: str(tomllib.loads(text).get("root") or RUNTIME_ROOT))
             guest.check(["mkdir", "-p", root], timeout=limit)
             with suppress(MachineError):  # there is no such file where the kernel has no SELinux
                 options = _UNLABELLED if guest.read(_ENFORCES) == b"1" else options
         guest.check(["mount", "-o", options, _VOLUME_DEVICE, root], timeout=limit)
 
-    def _dump(self) -> str:
-        limit = _READY * self.machine.stretch
-        return self.machine.guest.check(["sh", "-c", _DUMP], timeout=limit)
+    def _read[T](self, reader: Callable[[str], T]) -> T:
+        """Return what the runtime's configuration says; raises MachineError where it is none."""
+        said = self.machine.guest.check(["sh", "-c", _DUMP], timeout=_READY * self.machine.stretch)
+        try:
+            return reader(said)
+        except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+            raise MachineError(f"the configuration of the machine's runtime cannot be read: {error}") from error
 
     # the sandbox image
 

@@ -26,8 +26,11 @@ LOGS = "/run/containerd/parbake-logs"
 _POLL = 0.1  # seconds between looks from the host; times come from the guest and do not suffer from it
 _GUEST_WAIT = 1.0  # seconds that a wait for a port lasts in the guest before we look whether the container still lives
 _LOG_PART = 64 << 10  # bytes
+_LOG_PARTS = 64  # of them for one look: whoever writes faster than that is looked at again, until its time is over
+_LONGEST_LINE = 1 << 20  # characters
 _OUTPUT_LINES = 40
 _OUTPUT_BYTES = 8 << 10
+_STREAMS = {"stdout", "stderr"}
 _NANO = 1e-9
 _RUNTIME_ERRORS = (ContainerdError, DeadlineExceeded, DiskFull)
 
@@ -97,13 +100,16 @@ class Log:
     def feed(self, data: bytes) -> list[tuple[float, str]]:
         """Take more bytes; return the lines that they complete, each with its time in seconds since the epoch."""
         lines: list[tuple[float, str]] = []
-        *whole, self._rest = (self._rest + data).split(b"\n")
+        *whole, rest = (self._rest + data).split(b"\n")
+        self._rest = rest[-_LONGEST_LINE:]
         for line in whole:
             time, stream, tag, text = (*line.decode(errors="replace").split(" ", 3), "", "", "", "")[:4]
-            self._pieces[stream] = self._pieces.get(stream, "") + text
+            if stream not in _STREAMS:
+                continue
+            self._pieces[stream] = (self._pieces.get(stream, "") + text)[-_LONGEST_LINE:]
             if tag.partition(":")[0] == "P":
                 continue
-            with suppress(ValueError):  # not a line of this format
+            with suppress(ValueError, OverflowError):  # not a line of this format
                 lines.append((datetime.fromisoformat(time).timestamp(), self._pieces.pop(stream)))
         return lines
 
@@ -219,7 +225,7 @@ class Starter:
         try:
             size = int(self._guest.check(["stat", "-c", "%s", log]))
             return shorten(log_text(self._guest.read(log, offset=max(0, size - _LOG_PART), limit=_LOG_PART)))
-        except ParbakeError:
+        except (ParbakeError, ValueError):
             return ""  # it never came to a log
 
 
@@ -265,7 +271,9 @@ class _Watch:
         return waited.at.wall * _NANO if waited.up else None
 
     def _matched(self, pattern: re.Pattern[str]) -> float | None:
-        while part := self._guest.read(self._log, offset=self._offset, limit=_LOG_PART):
+        for _ in range(_LOG_PARTS):
+            if not (part := self._guest.read(self._log, offset=self._offset, limit=_LOG_PART)):
+                break
             self._offset += len(part)
             for time, text in self._lines.feed(part):
                 if pattern.search(text):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from parbake.core.errors import MachineError
 from parbake.core.model import Image, ImageVerdict, Plan, Startup
 from parbake.core.nodefiles import node_file
+from parbake.core.printable import writable
 
 if TYPE_CHECKING:
     from parbake.core.events import Events
@@ -32,6 +33,8 @@ _LIST = "docker images --no-trunc --format '{{.Repository}}:{{.Tag}} {{.ID}}' | 
 _READY = 120.0  # seconds with hardware virtualisation, for a daemon that starts for the first time
 _TOLD = len("sha256:") + 32
 """Characters of a digest that the program is told: half of it, whose like nobody makes. User data has little room."""
+_NEVER = 1e6  # seconds: nothing starts for so long
+_OUTPUT = 64 << 10  # characters of what an image wrote
 _EACH = 60.0  # seconds beyond an image's own limit
 
 
@@ -64,17 +67,22 @@ def proof(reference: str, digest: str, said: Mapping[str, Any] | None) -> ImageV
     """Return the verdict on an image from what the program said of it (None: nothing)."""
     if said is None:
         return ImageVerdict(reference=reference, problems=("the machine did not report on it",))
-    started = said.get("start_seconds")
-    return ImageVerdict(
-        reference=reference,
-        digest=digest,
-        pinned=said["pinned"],
-        unpacked=started is not None,
-        start_seconds=started,
-        sandbox_seconds=said.get("sandbox_seconds"),
-        problems=tuple(said["problems"]),
-        output=said.get("output", ""),
-    )
+    try:
+        started, sandbox = said.get("start_seconds"), said.get("sandbox_seconds")
+        if not all(seconds is None or 0 <= seconds < _NEVER for seconds in (started, sandbox)):
+            raise ValueError(started, sandbox)
+        return ImageVerdict(
+            reference=reference,
+            digest=digest,
+            pinned=said["pinned"],
+            unpacked=started is not None,
+            start_seconds=started,
+            sandbox_seconds=sandbox,
+            problems=tuple(writable(problem) for problem in said["problems"]),
+            output=writable(said.get("output", ""))[-_OUTPUT:],
+        )
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return ImageVerdict(reference=reference, problems=("what the machine reports on it makes no sense",))
 
 
 def runs_docker(machine: Machine) -> bool:
@@ -85,7 +93,7 @@ def runs_docker(machine: Machine) -> bool:
 def wait_docker(machine: Machine) -> str:
     """Wait for the machine's Docker; return what it calls itself. Raises MachineError."""
     said = machine.guest.check(["sh", "-c", _ANSWERS], timeout=_READY * machine.stretch)
-    return f"docker {said.split()[-1]}"
+    return f"docker {(said.split() or ['?'])[-1]}"
 
 
 def prove_docker(machine: Machine, plan: Plan | None, events: Events) -> Iterator[ImageVerdict]:
@@ -128,6 +136,6 @@ def _ask(machine: Machine, asked: Mapping[str, Any], seconds: float) -> Mapping[
     lines: Sequence[str] = [line for line in said.splitlines() if line.startswith("proved ")]
     try:
         found: Mapping[str, Any] = json.loads(lines[-1].partition(" ")[2])
-    except (IndexError, ValueError) as error:
+    except (IndexError, ValueError, RecursionError) as error:
         raise MachineError(f"the verification program failed: {said[-500:]}") from error
     return found

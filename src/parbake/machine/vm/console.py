@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 _LINES = 20
+_MOST = 4 << 20
 # Escape sequences (firmware and systemd draw with them) and control characters that are no newline.
 _NOISE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[@-Z\\-_c]|[\x00-\x09\x0b-\x1f\x7f]")
 
@@ -44,5 +46,10 @@ def tail(text: str, lines: int = _LINES) -> str:
 
 
 def read(log: Path) -> str:
-    """Return all that a console log holds; a machine that never started has none."""
-    return log.read_text(errors="replace") if log.exists() else ""
+    """Return the end of a console log (at most 4 MiB); a machine that never started has none."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _MOST))
+            return file.read(_MOST).decode(errors="replace")
+    except FileNotFoundError:
+        return ""

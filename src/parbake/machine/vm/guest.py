@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
@@ -17,10 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from parbake.core.errors import MachineError
+from parbake.core.printable import writable
 
 _CHUNK = 1 << 16
 _SEED = 32  # bytes: what the kernel's generator takes
 _PART = 48 << 10  # bytes of a connection in one line: 64 KiB in base64
+_LONGEST = 4 << 20  # bytes of a line that is listened to: the agent's own have a tenth of that
+_MOST = 1 << 62  # nanoseconds or seconds that a clock may show
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +123,20 @@ class Guest:
             with self._state:
                 self._pending.pop(number, None)
         if "error" in answer:
-            raise MachineError(f"the guest could not do {op} {arguments or ''}: {answer['error']}")
-        return answer.get("result") or {}
+            raise MachineError(f"the guest could not do {op} {arguments or ''}: {writable(str(answer['error']))}")
+        result = answer.get("result") or {}
+        if not isinstance(result, dict):
+            raise _nonsense(op)
+        return result
 
     def run(self, argv: Sequence[str], *, timeout: float = 60.0, stdin: bytes = b"") -> Ran:
         """Run a program in the guest; output (both streams) is cut to its last 64 KiB."""
         data = base64.b64encode(stdin).decode()
         answer = self.call("run", within=timeout, argv=list(argv), timeout=timeout, stdin=data)
-        return Ran(answer["code"], answer["output"])
+        code, output = answer.get("code"), answer.get("output")
+        if not isinstance(code, int | None) or not isinstance(output, str):
+            raise _nonsense("run")
+        return Ran(code, writable(output))
 
     def check(self, argv: Sequence[str], *, timeout: float = 60.0, stdin: bytes = b"") -> str:
         """Run a program in the guest and return its output; raises MachineError when it fails."""
@@ -139,12 +148,14 @@ class Guest:
 
     def read(self, path: str, *, offset: int = 0, limit: int = _CHUNK) -> bytes:
         """Return up to ``limit`` bytes of a file in the guest, from ``offset``."""
-        return base64.b64decode(self.call("read", path=path, offset=offset, limit=limit)["data"])
+        try:
+            return base64.b64decode(self.call("read", path=path, offset=offset, limit=limit)["data"])[:limit]
+        except (KeyError, ValueError, TypeError) as error:
+            raise _nonsense("read") from error
 
     def now(self) -> Clock:
         """Return the guest's clocks."""
-        answer = self.call("now")
-        return Clock(answer["wall"], answer["monotonic"])
+        return _clock(self.call("now"), "now")
 
     def wait_unix(self, path: str, seconds: float) -> Waited:
         """Wait in the guest until a Unix socket accepts."""
@@ -160,7 +171,7 @@ class Guest:
 
     def _wait(self, seconds: float, **what: Any) -> Waited:
         answer = self.call("wait", within=2 * seconds, timeout=seconds, **what)
-        return Waited(answer["up"], Clock(answer["wall"], answer["monotonic"]), answer.get("why", ""))
+        return Waited(answer.get("up") is True, _clock(answer, "wait"), writable(str(answer.get("why", ""))))
 
     # connections
 
@@ -221,9 +232,11 @@ class Guest:
 
     def _read(self, port: socket.socket) -> None:
         with suppress(OSError), port.makefile("rb") as lines:
-            for line in lines:
-                with suppress(ValueError):  # noise of a serial line
-                    self._take(port, json.loads(line))
+            while line := lines.readline(_LONGEST):
+                with suppress(ValueError, RecursionError):  # noise of a serial line
+                    message = json.loads(line)
+                    if isinstance(message, dict):
+                        self._take(port, message)
         with self._state:
             self._open_ends -= 1
             lost = list(self._pending.values()) if port is self._port or not self._open_ends else []
@@ -232,19 +245,35 @@ class Guest:
                 future.set_exception(MachineError("the machine ended before the guest agent answered"))
 
     def _take(self, port: socket.socket, message: dict[str, Any]) -> None:
-        if "request" in message:
+        """Take one message of the guest, which may say anything: what is none of the agent's is noise."""
+        number, stream = message.get("request"), message.get("stream")
+        if isinstance(number, int):
             with self._state:
-                future = self._pending.get(message["request"])
+                future = self._pending.get(number)
             if future is not None:
-                future.set_result(message)
-        elif "stream" in message:
+                with suppress(InvalidStateError):  # it has answered already
+                    future.set_result(message)
+        elif isinstance(stream, int):
             with self._state:
-                connection = self._streams.get(message["stream"])
+                connection = self._streams.get(stream)
             if message.get("end"):
-                self._end_stream(message["stream"])
-            elif connection is not None:
+                self._end_stream(stream)
+            elif connection is not None and isinstance(data := message.get("data"), str):
                 with suppress(OSError):  # our side closed first
-                    connection.sendall(base64.b64decode(message["data"]))
+                    connection.sendall(base64.b64decode(data))
         elif "hello" in message:
             self._port = port
             self._hello.set()
+
+
+def _clock(answer: dict[str, Any], op: str) -> Clock:
+    wall, monotonic = answer.get("wall"), answer.get("monotonic")
+    if not isinstance(wall, int) or not isinstance(monotonic, int | float):
+        raise _nonsense(op)
+    if not (-_MOST < wall < _MOST and -_MOST < monotonic < _MOST):  # nor what is no number
+        raise _nonsense(op)
+    return Clock(wall, monotonic)
+
+
+def _nonsense(op: str) -> MachineError:
+    return MachineError(f"the guest agent's answer to {op} makes no sense", hint="the machine is not to be trusted")

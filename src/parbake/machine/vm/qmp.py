@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from parbake.core.errors import MachineError
 
+_LONGEST = 4 << 20  # bytes of a line: QEMU has a guest in it, which may have taken it over
 _ANSWER_LIMIT = 60.0  # seconds; QEMU answers at once unless the host is badly overloaded
 
 
@@ -57,15 +58,15 @@ class Qmp:
                 if "event" in message:
                     self.events.append(message["event"])
                 elif "error" in message:
-                    raise MachineError(f"QEMU refused {command} {arguments}: {message['error'].get('desc', message)}")
+                    raise MachineError(f"QEMU refused {command} {arguments}: {_reason(message['error'])}")
                 else:
                     return message.get("return")
 
     def _read(self, what: str) -> dict[str, Any]:
         try:
-            line = self._lines.readline()
+            line = self._lines.readline(_LONGEST)
             message = json.loads(line) if line else None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise MachineError(f"QEMU did not answer {what}: {error}") from error
         if not isinstance(message, dict):
             raise MachineError(f"QEMU ended before it answered {what}")
@@ -75,3 +76,7 @@ class Qmp:
         """Close the connection."""
         self._lines.close()
         self._connection.close()
+
+
+def _reason(error: object) -> object:
+    return error.get("desc", error) if isinstance(error, dict) else error

@@ -12,7 +12,7 @@ import shutil
 from importlib import resources
 from pathlib import Path
 
-from parbake.core import atomic
+from parbake.core import atomic, sealed
 from parbake.core.emulation import runnable
 from parbake.core.errors import CommandFailed, EnvironmentProblem
 from parbake.core.events import Events
@@ -94,7 +94,7 @@ def _rootfs(events: Events, cache: Path, platform: Platform) -> Path:
     finished = folder / f"rootfs-{identity[:16]}.tar"
     with lock(folder / "lock", what="the sample's root file system"):
         remove_leftovers(folder)
-        if finished.exists():
+        if finished.exists() and sealed.is_sealed(finished, _digest_of(finished)):
             return finished
         need("mmdebstrap")
         need_root("making the sample's root file system with mmdebstrap")
@@ -113,5 +113,11 @@ def _rootfs(events: Events, cache: Path, platform: Platform) -> Path:
                     f"mmdebstrap could not make the sample's root file system\n{error.output}",
                     hint="does `apt-get update` work on this machine? The sample comes from Debian's packages",
                 ) from error
+            sealed.seal(finished, _digest_of(target))
             publish(target, finished)
     return finished
+
+
+def _digest_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
