@@ -22,7 +22,7 @@ from parbake.records import statements
 from parbake.rollouts import gitops
 from parbake.rollouts.gitops import Edit, Repository
 from parbake.rollouts.manifests import NodeClassFile
-from parbake.workflows import export, prune
+from parbake.workflows import clean, export, prune
 from parbake.workflows.prune.decide import RetentionRules
 from tests.fakes.plans import plan, record
 
@@ -242,6 +242,19 @@ def test_behind_a_planted_work_folder_nothing_goes(kept: bool, tmp_path: Path) -
     with pytest.raises(EnvironmentProblem), workspace.lock(tmp_path / "out" / workspace.WORK / "a.lock", what="a"):
         pass
     assert [entry.name for entry in (tmp_path / "srv").iterdir()] == [precious.name]
+
+
+def test_a_link_in_the_cache_shows_a_clean_up_no_other_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a run has kept elsewhere, for its user to look at, is nobody's leftover there."""
+    monkeypatch.setenv("PARBAKE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache/x").mkdir(parents=True)
+    with workspace.work_folder(tmp_path / "theirs", "bake", keep=True) as kept:
+        pass
+    (tmp_path / "cache/planted").symlink_to(tmp_path / "theirs")
+    (tmp_path / "cache/x/planted").symlink_to(tmp_path / "theirs")
+    assert clean.clean(tmp_path / "out") == ()
+    clean.clean(tmp_path / "out", caches=True)
+    assert kept.is_dir()
 
 
 @pytest.mark.parametrize(
