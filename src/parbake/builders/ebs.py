@@ -83,7 +83,7 @@ class EbsPublisher(Publisher):
     @contextmanager
     def opened(self, plan: Plan, events: Events, *, keep: bool = False, claim: Claim) -> Iterator[EbsShipment]:
         """Open the shipment of a plan. The folder of its disk, in the cache, outlives the run."""
-        uploads = private_folder(cache_folder() / "uploads")
+        uploads = private_folder(cache_folder() / "uploads", links=False)
         remove_leftovers(uploads)
         key = plan.key
         with (
@@ -108,7 +108,7 @@ def kept_files(folder: Path) -> list[str]:
 
 def base_of(ami: str, region: str, events: Events) -> ebs.FetchedSnapshot:
     """Return the root disk of an AMI, fetched once; what an AMI holds never changes."""
-    folder = private_folder(cache_folder() / "amis")
+    folder = private_folder(cache_folder() / "amis", links=False)
     path, about = folder / f"{ami}.raw", folder / f"{ami}.json"
     with lock(folder / f"{ami}.lock", what=f"the disk of {ami}"):
         if found := _fetched(path, about, events):

@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, Literal
 
+from parbake.core.errors import EnvironmentProblem
+
 PRIVATE: Final = 0o600
 ReadableBy = Literal["owner", "group", "everyone"]
 _MODES: Final[dict[ReadableBy, int]] = {"owner": PRIVATE, "group": 0o640, "everyone": 0o644}
@@ -27,11 +29,16 @@ def folder_mode(mode: int) -> int:
     return mode | (mode & 0o444) >> 2
 
 
-def private_folder(folder: Path) -> Path:
-    """Make a folder that nobody else may look into, when it is missing, and return it; close one of ours to others."""
+def private_folder(folder: Path, *, links: bool = True) -> Path:
+    """Make a folder that nobody else may look into, when it is missing, and return it; close one of ours to others.
+
+    Raises EnvironmentProblem for a link where there are to be no ``links``: a cache that others wrote may hold some.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError):
         folder.mkdir(mode=folder_mode(PRIVATE))
+    if not links and folder.is_symlink():
+        raise EnvironmentProblem(f"{folder} is a link: what is kept there would be elsewhere", hint=f"rm {folder}")
     with suppress(OSError), _opened(folder) as handle:  # it is another user's
         if stat.S_IMODE(os.fstat(handle).st_mode) & 0o077:
             os.fchmod(handle, folder_mode(PRIVATE))

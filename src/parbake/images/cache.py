@@ -25,7 +25,7 @@ from queue import Empty, Queue, SimpleQueue
 from typing import Final, Self, override
 
 from parbake.core.access import private_folder
-from parbake.core.errors import BadContent, CacheDamaged, DeadlineExceeded, LayerError
+from parbake.core.errors import BadContent, CacheDamaged, DeadlineExceeded, EnvironmentProblem, LayerError
 from parbake.core.events import Events
 from parbake.core.model import GIB, Descriptor, Image
 from parbake.core.sources import Readable, Source
@@ -65,7 +65,7 @@ def cached(sources: Sources, cache: Path, events: Events) -> Sources:
 def entries(folder: Path) -> list[CachedLayer]:
     """Return what a folder of layers holds, what was used longest ago first."""
     found = []
-    for path in folder.iterdir() if folder.is_dir() else ():
+    for path in folder.iterdir() if folder.is_dir() and not folder.is_symlink() else ():
         if _NAME.fullmatch(path.name):
             with suppress(FileNotFoundError):  # another has just removed it
                 status = path.stat()
@@ -76,7 +76,7 @@ def entries(folder: Path) -> list[CachedLayer]:
 def prune(cache: Path, limit: int, *, dry_run: bool = False) -> tuple[tuple[CachedLayer, ...], tuple[CachedLayer, ...]]:
     """Remove what was used longest ago until at most ``limit`` bytes are left; return what went and what stayed."""
     folder = cache / FOLDER
-    if not folder.is_dir():
+    if not folder.is_dir() or folder.is_symlink():
         return (), ()
     if dry_run:
         return _divide(entries(folder), limit)
@@ -139,8 +139,8 @@ class CachingSources:
 
     def has_room(self, descriptor: Descriptor, travels: int) -> bool:
         """Whether a layer fits into the cache, and the disk is large enough for it and the bake."""
-        with suppress(OSError):
-            private_folder(self._folder)
+        with suppress(OSError, EnvironmentProblem):
+            private_folder(self._folder, links=False)
             status = os.statvfs(self._folder)
             free = status.f_bavail * status.f_frsize
             return descriptor.size <= self._limit and free > travels * _GROWTH + GIB

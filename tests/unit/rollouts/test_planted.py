@@ -17,7 +17,10 @@ from parbake.coldstart.trace import Trace, save
 from parbake.core import workspace
 from parbake.core.blocks import BlockList
 from parbake.core.errors import EnvironmentProblem, InputError
+from parbake.core.events import Events
 from parbake.core.model import EBS_BLOCK, Plan
+from parbake.images import cache as layers
+from parbake.machine import base
 from parbake.records import statements
 from parbake.rollouts import gitops
 from parbake.rollouts.gitops import Edit, Repository
@@ -255,6 +258,20 @@ def test_a_link_in_the_cache_shows_a_clean_up_no_other_place(tmp_path: Path, mon
     assert clean.clean(tmp_path / "out") == ()
     clean.clean(tmp_path / "out", caches=True)
     assert kept.is_dir()
+
+
+def test_a_folder_of_the_cache_that_is_a_link_is_not_used(tmp_path: Path) -> None:
+    theirs, cache = tmp_path / "theirs", tmp_path / "cache"
+    layer = theirs / f"sha256-{'a' * 64}"
+    theirs.mkdir()
+    layer.write_text("of somebody who names files so")
+    cache.mkdir()
+    for name in ("base", "layers"):
+        (cache / name).symlink_to(theirs)
+    with pytest.raises(EnvironmentProblem, match="is a link: what is kept there would be elsewhere"):
+        base.ensure(cache, Events())
+    assert layers.prune(cache, 0) == ((), ())
+    assert [path.name for path in theirs.iterdir()] == [layer.name]
 
 
 @pytest.mark.parametrize(

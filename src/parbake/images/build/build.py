@@ -152,7 +152,7 @@ def clear(cache: Path) -> None:
 
 
 def _locked(cache: Path) -> AbstractContextManager[None]:
-    return lock(private_folder(cache / _FOLDER) / "lock", what=f"the builder's store in {cache}")
+    return lock(private_folder(cache / _FOLDER, links=False) / "lock", what=f"the builder's store in {cache}")
 
 
 def _request(spec: BuildSpec, tag: str, platform: Platform, key: str) -> Request:

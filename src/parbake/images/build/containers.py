@@ -149,7 +149,7 @@ def open_store(name: str, place: BuildPlace) -> Containers:
             raise EnvironmentProblem(
                 f"{folder} cannot be removed: {error}", hint=f"remove it: buildah unshare rm -r {folder}"
             ) from error
-    private_folder(folder)
+    private_folder(folder, links=False)
     bind(folder)
     tools = [Containers(name, place, driver) for driver in _STORAGE_DRIVERS]
     for tool in tools[:-1]:

@@ -61,7 +61,7 @@ def ensure(
     ours = _is_ours(disk, events)
     if not ours:
         need_root("making the default base image")
-    private_folder(folder)
+    private_folder(folder, links=False)
     if ours:
         return disk
     with lock(disk.with_suffix(".lock"), what="the default base image"):
