@@ -233,7 +233,11 @@ def list_(file: BakefilePath = DEFAULT_FILE) -> Result:
 
 
 @command()
-def show(selector: Selector, file: BakefilePath = DEFAULT_FILE) -> Result:
+def show(
+    selector: Selector,
+    file: BakefilePath = DEFAULT_FILE,
+    wide: Annotated[bool, typer.Option("--wide", help="Name images by their whole digests.")] = False,
+) -> Result:
     """Show the record of one artefact.
 
     With --json it is the in-toto statement as it is stored.
@@ -244,7 +248,7 @@ def show(selector: Selector, file: BakefilePath = DEFAULT_FILE) -> Result:
 
     folder = Project(file, [selector]).output()
     artefact, record = records.locate_record(selector, folder, hint="`parbake verify` can still verify it")
-    return Result(statements.to_statement(record), lambda: artefacts.record_text(artefact, record))
+    return Result(statements.to_statement(record), lambda: artefacts.record_text(artefact, record, wide=wide))
 
 
 @command()
@@ -391,11 +395,11 @@ def demo(
     Build it, push it to a registry on the loopback, bake, boot the result without a network, start the application
     there, and compare with a pull. Needs root; the first run takes some minutes.
     """
-    from parbake.cli.text import artefacts
+    from parbake.cli.text import artefacts, tables
     from parbake.workflows import demo as workflow
 
     outcome = workflow.run_demo(folder.absolute(), events=events)
-    return Result(artefacts.outcome_json(outcome), lambda: artefacts.table(outcome.rows()))
+    return Result(artefacts.outcome_json(outcome), lambda: tables.table(outcome.rows()))
 
 
 @application("schema").command()

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from parbake.cli.text import artefacts, pruning
+from parbake import cli
+from parbake.cli.text import artefacts, pruning, tables
 from parbake.core.model import GIB, MIB, Artefact, Base, ImageVerdict, Published, Snapshot, Verdict
 from parbake.core.plan import cautions
 from parbake.images.cache import CachedLayer
@@ -87,7 +88,7 @@ TEXTS: dict[str, Callable[[], str]] = {
     "prune-cache-empty": lambda: artefacts.layers_text((), (), dry_run=False),
     "prune-empty": lambda: pruning.decisions_text((), dry_run=False),
     "doctor": lambda: artefacts.checks_text(CHECKS),
-    "demo": lambda: artefacts.table(outcome().rows()),
+    "demo": lambda: tables.table(outcome().rows()),
 }
 
 
@@ -101,6 +102,40 @@ def steady(text: str) -> str:
 @pytest.mark.parametrize("name", TEXTS)
 def test_texts(name: str) -> None:
     assert steady(TEXTS[name]()) + "\n" == (FOLDER / f"{name}.txt").read_text()
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_texts_fit_a_terminal(name: str) -> None:
+    """A warning is a sentence by itself, which terminals wrap and programs find on one line."""
+    lines = (line for line in TEXTS[name]().splitlines() if not line.startswith("warning: "))
+    assert [line for line in lines if len(line) > tables.WIDTH] == []
+
+
+def test_a_table_is_wider_only_where_its_words_are() -> None:
+    reference = f"registry.example/{'shop/' * 12}api:1.4@{digest('a')}"
+    shown = tables.table([(reference, "it ended with code 7 and said nothing")], header=("image", "verdict"))
+    assert reference in shown, "it can be copied"
+    assert "it ended with" in shown
+    rows = [("a", "word " * 60), ("b", ("one", "two"))]
+    lines = tables.table(rows).splitlines()
+    assert max(map(len, lines)) <= tables.WIDTH
+    assert lines[-2:] == ["b  one", "   two"]
+    noted = tables.table([("a", 1, "a note"), ("b", 2, "")], header=("name", "count"), notes=True)
+    assert noted.splitlines()[2:] == [" a      1", "     a note", " b      2"]
+    assert tables.table([("日本", "x"), ("a", "y")]).splitlines() == ["日本  x", "a     y"]
+    assert tables.table([]) == ""
+
+
+def test_doctor_fits_a_terminal_on_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["doctor"]) in {0, 1}
+    assert [line for line in capsys.readouterr().out.splitlines() if len(line) > tables.WIDTH] == []
+
+
+def test_show_names_images_by_whole_digests_where_asked() -> None:
+    first = RECORD.plan.all_images[0]
+    whole = f"{first.reference}@{first.target.digest}"
+    assert whole in artefacts.record_text(PLACE, RECORD, wide=True)
+    assert whole not in artefacts.record_text(PLACE, RECORD)
 
 
 def test_every_golden_file_belongs_to_a_case() -> None:

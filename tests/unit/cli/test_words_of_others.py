@@ -11,7 +11,7 @@ import pytest
 from parbake import cli, records
 from parbake.cli import app
 from parbake.cli.progress import Style, rendered
-from parbake.cli.text import artefacts
+from parbake.cli.text import tables
 from parbake.core.errors import InputError, NoSuchImage, ParbakeError
 from parbake.core.events import Events
 from parbake.images.registry.documents import Manifest, check_image, read_document
@@ -110,7 +110,7 @@ def test_a_record_with_words_of_others(text: str, tmp_path: Path, capsys: pytest
 
 @pytest.mark.parametrize("text", BREAKS.values(), ids=BREAKS.keys())
 def test_a_cell_holds_a_word_on_one_line(text: str) -> None:
-    assert len(artefacts.table([("a", text), ("b", ("one", text))], header=("x", "y")).splitlines()) == 5
+    assert len(tables.table([("a", text), ("b", ("one", text))], header=("x", "y")).splitlines()) == 5
 
 
 @pytest.mark.parametrize("text", (HOSTILE | BREAKS).values(), ids=(HOSTILE | BREAKS).keys())

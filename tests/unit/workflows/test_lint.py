@@ -95,6 +95,8 @@ AFFINITY = (
 
 # Rule, what is wrong, the line of it, the same mended, and what it is compared with.
 CASES: list[tuple[str, str, int, str, tuple[Bake, ...]]] = [
+    ("bake-failed", pod(APP), 0, "", (replace(MACHINE, record="shop.ami.json", verified=False),)),
+    ("bake-not-verified", pod(APP), 0, "", (replace(MACHINE, record="shop.ami.json"),)),
     ("pull-policy-always", pod(APP, policy="Always"), 6, pod(APP, policy="IfNotPresent"), ()),
     ("pull-policy-always", pod("a/b"), 6, pod("a/b", policy="Never").replace("a/b", "a/b:1"),
      (replace(MACHINE, images=(BakedImage(Reference.parse("a/b")), BakedImage(Reference.parse("a/b:1")))),)),
@@ -192,7 +194,7 @@ def test_a_cause_is_found_and_can_be_mended(
 ) -> None:
     found = examine([("x.yaml", wrong)], bakes or (MACHINE,))
     assert [(each.rule.id, each.line) for each in found] == [(rule, line)], [each.message for each in found]
-    assert told(mended, *bakes) == []
+    assert told(mended, *(replace(bake, verified=True) for bake in bakes)) == []
 
 
 def test_an_allow_list_in_a_node_config_covers_no_short_names_either() -> None:

@@ -226,7 +226,12 @@ def _reason(best: Remedy, found: list[Remedy]) -> str:
             f"the best way to bake it ({baked.name}) costs {baked.total:.2f} a month and adds {baked.seconds:.1f} s to "
             f"a start, a pull {best.total:.2f} and {best.seconds:.1f} s: do not bake this"
         )
+    pull = next(remedy for remedy in found if remedy.name == "pull")  # what nodes do without parbake
+    gap = pull.seconds - best.seconds
+    against = (
+        f"each start is {abs(gap):.1f} s {'quicker' if gap >= 0 else 'slower'} than with a pull "
+        f"({pull.note.removeprefix('no bake: ')}), for {best.total:.2f} a month in all instead of {pull.total:.2f}"
+    )
     if best.name == "nothing":
-        return f"a start touches so little that loading it lazily adds {best.seconds:.1f} s"
-    saved, money = nothing.seconds - best.seconds, nothing.total - best.total
-    return f"it makes each start {saved:.1f} s quicker than lazy loading, and saves {money:.2f} a month in all"
+        return f"a start touches so little that loading it lazily adds {best.seconds:.1f} s: {against}"
+    return f"{against}; a bake without it is {nothing.seconds - best.seconds:.1f} s slower"

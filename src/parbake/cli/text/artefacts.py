@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from parbake.cli.text.tables import table, wrapped
 from parbake.core.model import Image, Plan, Published, TraceSummary, Verdict
 from parbake.core.plan import measure
 from parbake.core.printable import word
@@ -24,28 +25,6 @@ if TYPE_CHECKING:
     from parbake.workflows.doctor import Check
     from parbake.workflows.lint import Finding
     from parbake.workflows.plan import BakeResult, Preview
-
-# Wide enough for a reference with its digest: a terminal wraps, and what is cut off cannot be copied.
-_WIDTH = 240
-
-
-def table(rows: Iterable[Sequence[object]], *, header: Sequence[str] = ()) -> str:
-    """Return rows as an aligned table without decoration; a tuple in a cell stands on as many lines.
-
-    Names of images and files are words: no markup, and on one line whatever is in them.
-    """
-    from rich import box  # rich: only for text, since programs that ask for JSON often ask whether there is work
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    grid = Table(*header, box=box.SIMPLE_HEAD if header else None, show_header=bool(header), pad_edge=False)
-    for row in rows:
-        grid.add_row(*(Text("\n".join(map(word, cell if isinstance(cell, tuple) else (cell,)))) for cell in row))
-    console = Console(width=_WIDTH, color_system=None, force_terminal=False)
-    with console.capture() as capture:
-        console.print(grid, soft_wrap=True)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines()).strip("\n")
 
 
 def seconds(value: float | None) -> str:
@@ -190,8 +169,8 @@ def finished_text(finished: BakeResult) -> str:
     return f"{finished.artefact.name}: {first}\n{record_text(finished.artefact, finished.record)}"
 
 
-def record_text(artefact: Path, record: Record) -> str:
-    """Return one record for people."""
+def record_text(artefact: Path, record: Record, *, wide: bool = False) -> str:
+    """Return one record for people; ``wide`` names images by their whole digests, to be copied."""
     times = ", ".join(f"{name} {value:.1f} s" for name, value in record.timings.items())
     size = human_bytes(record.size) + (
         "" if record.published and not record.allocated else f", {human_bytes(record.allocated)} on disk"
@@ -207,7 +186,7 @@ def record_text(artefact: Path, record: Record) -> str:
         ("key", record.key),
         ("baked", f"{record.finished_at} by {record.builder}, parbake {record.parbake}"),
         ("times", times or "-"),
-        ("images", tuple(f"{image.reference}@{image.target.digest}" for image in record.plan.all_images)),
+        ("images", tuple(_named(image, wide=wide) for image in record.plan.all_images)),
     ]
     if record.trace is not None:
         rows.append(("start reads", trace_line(record.trace)))
@@ -217,13 +196,18 @@ def record_text(artefact: Path, record: Record) -> str:
     return f"{table(rows)}\n\n{verdict_table(record.verdict)}"
 
 
+def _named(image: Image, *, wide: bool) -> str:
+    digest = image.target.digest
+    return f"{image.reference}@{digest}" if wide else f"{image.reference} ({digest.removeprefix('sha256:')[:12]})"
+
+
 def _place(region: str, there: Published) -> str:
     return f"{there.image or 'snapshot'} in {region} ({', '.join(each.id for each in there.snapshots)})"
 
 
-def _digests(record: Record) -> Iterator[tuple[str, str]]:
+def _digests(record: Record) -> Iterator[tuple[str, object]]:
     if record.blocks:
-        yield "blocks", f"{record.blocks.digest} ({record.blocks.count} of 512 KiB)"
+        yield "blocks", (record.blocks.digest, f"{record.blocks.count} of 512 KiB")
     if record.sha256 or (record.blocks and not record.published):  # what lies in a cloud has no file
         yield "sha256", record.sha256 or "not yet: computed while it is verified"
 
@@ -270,12 +254,13 @@ def verdict_table(verdict: Verdict) -> str:
             "yes" if image.pinned else "no",
             "yes" if image.unpacked else "no",
             seconds(image.start_seconds),
-            "; ".join(image.problems) or "ok",
+            "FAILED" if image.problems else "ok",
+            image.problems,
         )
         for image in verdict.images
     )
     if verdict.images:
-        lines.append(table(rows, header=("image", "digest", "pinned", "unpacked", "start", "verdict")))
+        lines.append(table(rows, header=("image", "digest", "pinned", "unpacked", "start", "verdict"), notes=True))
     return "\n".join([*lines, *(f"warning: {word(warning)}" for warning in verdict.warnings)])
 
 
@@ -359,14 +344,14 @@ def checks_text(checks: Sequence[Check]) -> str:
     rows = [
         (
             marks[check.status],
-            check.name,
-            check.found or "-",
+            wrapped(check.name, 20),
+            wrapped(check.found or "-", 24),
             ", ".join(check.needed_by),
             check.hint if check.status != "ok" else "",
         )
         for check in checks
     ]
-    return table(rows, header=("", "what", "found", "for", "how to get it"))
+    return table(rows, header=("", "what", "found", "for"), notes=True)
 
 
 def findings_text(findings: Sequence[Finding]) -> str:

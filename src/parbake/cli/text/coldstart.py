@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from parbake.cli.text.artefacts import table
+from parbake.cli.text.tables import table, wrapped
 from parbake.core.units import human_bytes
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def advice_text(advice: Advice, at: Situation, prices: Prices) -> str:
     rows = (
         (
             remedy.name,
-            f"{remedy.seconds:.1f} s",
+            f"{remedy.seconds:.1f} s more",
             f"{remedy.cost:,.2f}",
             f"{remedy.waiting:,.2f}",
             f"{remedy.total:,.2f}",
@@ -34,8 +34,10 @@ def advice_text(advice: Advice, at: Situation, prices: Prices) -> str:
         )
         for remedy in advice.remedies
     )
-    remedies = table(rows, header=("remedy", "added to a start", "costs a month", "nodes waiting", "in all", "note"))
-    return f"{facts}\n\n{remedies}\n\nrecommended: {advice.best.name}, because {advice.reason}"
+    remedies = table(rows, header=("remedy", "a start takes", "costs", "waiting", "in all"), notes=True)
+    money = f"{prices.currency} a month: the remedy itself, nodes that wait, and both"
+    reason = "\n".join(wrapped(f"recommended: {advice.best.name}, because {advice.reason}"))
+    return f"{facts}\n\n{remedies}\n\n{money}\n{reason}"
 
 
 def savings_text(found: Savings, prices: Prices) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from parbake.cli.text.artefacts import table
 from parbake.cli.text.fleet_rollouts import rollout_json, rollout_text
+from parbake.cli.text.tables import table
 from parbake.core.printable import word
 from parbake.core.units import human_bytes
 from parbake.fleet.preview import CellPreview, State

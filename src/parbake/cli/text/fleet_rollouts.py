@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from parbake.cli.text.artefacts import table
+from parbake.cli.text.tables import table
 from parbake.core.printable import word
 
 if TYPE_CHECKING:

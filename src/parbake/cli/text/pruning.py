@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from parbake.cli.text.artefacts import table
+from parbake.cli.text.tables import table
 from parbake.core.units import human_bytes
 from parbake.workflows.prune import Pruned
 from parbake.workflows.prune.decide import Decision, freed

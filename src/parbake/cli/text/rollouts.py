@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from parbake.cli.text.artefacts import table
 from parbake.cli.text.pruning import decisions_json, decisions_text, pruned_json, pruned_text
+from parbake.cli.text.tables import table
 from parbake.core.printable import word
 from parbake.rollouts import RolloutProgress, TargetState
 from parbake.workflows.rollout import TargetReport, TargetResult

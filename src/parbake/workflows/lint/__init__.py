@@ -44,7 +44,7 @@ _UNKNOWN_KIND = "the server doesn't have a resource type"
 def examine(documents: Iterable[tuple[str, str]], bakes: Sequence[Bake]) -> tuple[Finding, ...]:
     """Compare everything in the documents with the bakes; errors come first, then by place."""
     things, problems = things_in(documents)
-    found = [_unreadable(problem) for problem in problems]
+    found = [*(_unreadable(problem) for problem in problems), *map(_unproven, filter(_is_unproven, bakes))]
     by_name = any(nodes.allow_listed(thing) for thing in things)
     owners = Owners(thing.data for thing in things)
     known = {id(thing.data): thing for thing in things}
@@ -97,6 +97,15 @@ def gather(context: str = "") -> Documents:
             if _UNKNOWN_KIND not in error.output:
                 raise
     return found
+
+
+def _is_unproven(bake: Bake) -> bool:
+    return bool(bake.record) and not bake.verified
+
+
+def _unproven(bake: Bake) -> Finding:
+    rule = BY_ID["bake-not-verified" if bake.verified is None else "bake-failed"]
+    return Finding(rule, bake.record, 0, bake.name, rule.short)
 
 
 def _unreadable(problem: str) -> Finding:

@@ -52,7 +52,8 @@ class Bake:
 
     ``size`` is that of the disk or volume and ``filled`` what the images take of it, both in bytes (0: unknown).
     ``sandbox`` is the pause image that it carries. ``amis`` and ``snapshots`` are where it is published, the sizes of
-    snapshots in bytes.
+    snapshots in bytes. ``record`` is the name of the record's file (empty: not baked yet), ``verified`` what its
+    verification said (None: there was none).
     """
 
     name: str
@@ -65,6 +66,8 @@ class Bake:
     filled: int = 0
     amis: frozenset[str] = frozenset()
     snapshots: tuple[tuple[str, int], ...] = ()
+    record: str = ""
+    verified: bool | None = None
 
     def find(self, reference: Reference) -> BakedImage | None:
         """Return the image that a pod's reference names, tag for tag; digests are compared by the caller."""
@@ -110,6 +113,8 @@ def of_record(record: Record) -> Bake:
         filled=record.allocated if plan.artefact.kind == "volume" else 0,
         amis=frozenset(there.image for there in published if there.image),
         snapshots=tuple((each.id, each.size) for there in published for each in there.snapshots),
+        record=record.file_name,
+        verified=record.verdict.passed if record.verdict else None,
     )
 
 

@@ -22,6 +22,10 @@ class Rule:
 
 
 RULES = (
+    Rule("bake-failed", "error", "The bake did not pass its verification, so no rollout hands it to nodes.",
+         "parbake show says what failed; correct it, and bake again."),
+    Rule("bake-not-verified", "error", "The bake is not verified, so no rollout hands it to nodes.",
+         "Run parbake verify, or bake without --no-verify."),
     Rule("pull-policy-always", "error", "The pull policy asks the registry at each start.",
          "Write imagePullPolicy: IfNotPresent. Without a policy, :latest means Always."),
     Rule("latest-tag", "warning", "The tag moves, so the bake will soon hold another image.",
