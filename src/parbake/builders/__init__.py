@@ -48,7 +48,8 @@ class Ingredients:
     ``base`` is the base image on this machine (None: a volume); ``source`` opens the content of one image; ``work`` is
     a folder of this run, on the file system where the artefact will lie. ``close_connections`` ends
     what waits for a registry. ``parent`` has layers that need not be fetched again; a builder may do without it.
-    ``claim`` says that no other machine makes the same. ``spare`` has a worker that runs already.
+    ``claim`` says that no other machine makes the same. ``spare`` has a worker that runs already. ``prove_anew``: what
+    a cloud's tags say of an earlier verification does not count, since it was of other startups.
     """
 
     base: Path | None
@@ -59,6 +60,7 @@ class Ingredients:
     parent: ParentVolume | None = None
     claim: Claim = field(default_factory=Alone)
     spare: Spare | None = None
+    prove_anew: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -394,6 +394,7 @@ class HydrateFigures(Frozen):
 class ImageVerdict(Frozen):
     """What verification saw of one image; an empty ``problems`` means that it passed.
 
+    ``startup`` is how it was started (null: it was only looked up): the verdict is of that, and of no other way.
     ``start_seconds`` is from the request to the runtime until the startup's probe said up, ``sandbox_seconds`` what the
     pod's sandbox took before that; ``output`` is the end of what the container wrote.
     """
@@ -402,6 +403,7 @@ class ImageVerdict(Frozen):
     digest: str = ""
     pinned: bool = False
     unpacked: bool = False
+    startup: Startup | None = None
     start_seconds: float | None = None
     sandbox_seconds: float | None = None
     problems: tuple[str, ...] = ()

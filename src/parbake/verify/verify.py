@@ -107,6 +107,7 @@ def conclude(seen: Seen, image: ImageToVerify, started: Started | None) -> Image
         digest=seen.target.digest if seen.target else "",
         pinned=seen.pinned,
         unpacked=seen.unpacked,
+        startup=image.startup if started else None,
         start_seconds=_rounded(started.seconds if started else None),
         sandbox_seconds=_rounded(started.sandbox_seconds if started else None),
         problems=(*problems, *(started.problems if started else ())),

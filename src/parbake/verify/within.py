@@ -63,8 +63,8 @@ def subject(image: Image, plan: Plan) -> dict[str, Any]:
     }
 
 
-def proof(reference: str, digest: str, said: Mapping[str, Any] | None) -> ImageVerdict:
-    """Return the verdict on an image from what the program said of it (None: nothing)."""
+def proof(reference: str, digest: str, said: Mapping[str, Any] | None, startup: Startup | None = None) -> ImageVerdict:
+    """Return the verdict on an image that was started so, from what the program said of it (None: nothing)."""
     if said is None:
         return ImageVerdict(reference=reference, problems=("the machine did not report on it",))
     try:
@@ -76,6 +76,7 @@ def proof(reference: str, digest: str, said: Mapping[str, Any] | None) -> ImageV
             digest=digest,
             pinned=said["pinned"],
             unpacked=started is not None,
+            startup=startup,
             start_seconds=started,
             sandbox_seconds=sandbox,
             problems=tuple(writable(problem) for problem in said["problems"]),
@@ -109,7 +110,7 @@ def prove_docker(machine: Machine, plan: Plan | None, events: Events) -> Iterato
     for digest, each in subjects:
         name, start = str(each["names"][0]), each["start"]
         with events.stage(f"start {name}", f"Start {name}"):
-            yield proof(name, digest, _ask(machine, each, start["timeout"]))
+            yield proof(name, digest, _ask(machine, each, start["timeout"]), Startup.model_validate(start))
 
 
 def all_subjects(machine: Machine) -> Iterator[dict[str, Any]]:

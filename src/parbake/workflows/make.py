@@ -190,7 +190,7 @@ def bake_and_publish(
             trace=trace,
             attached=attachments(),
         )
-        finished = write_record(run, record, trace, blocks)
+        finished = write_record(run, of_one_bake(earlier, record), trace, blocks)
     judge(finished.artefact, verdict)
     return finished
 
@@ -224,7 +224,9 @@ def bake_remotely(
     output, clock = run.bakefile.output, Clock()
     with work_on(output, plan.key[:12], run.events, keep=options.keep_workspace) as work:
         attachments = run.registry.find_attachments(plan.all_images)
-        made = builder.bake_remotely(plan, Ingredients(None, nothing_here, work, run.events, claim=claim))
+        anew = earlier is not None and not earlier.record.verified
+        ingredients = Ingredients(None, nothing_here, work, run.events, claim=claim, prove_anew=anew)
+        made = builder.bake_remotely(plan, ingredients)
         trace = _trace_from(options.trace, None, plan) if options.trace else trace_beside(earlier)
         record = make_record(
             run,
@@ -236,7 +238,7 @@ def bake_remotely(
             trace=trace,
             attached=attachments(),
         )
-        finished = write_record(run, record, trace)
+        finished = write_record(run, of_one_bake(earlier, record), trace)
     judge(finished.artefact, made.verdict)
     return finished
 
@@ -246,6 +248,15 @@ def write_record(run: Session, record: Record, trace: Trace | None, blocks: Bloc
     interrupts.hold()
     path = records.write_published(record, run.bakefile.output, blocks=blocks, trace=trace, signer=run.signer)
     return BakeResult(path, record, changed=True)
+
+
+def of_one_bake(earlier: BakeResult | None, record: Record) -> Record:
+    """Return a record that says when its artefact was made: in an earlier run, where that is what was proven now."""
+    if earlier is None or next(iter(earlier.record.published.values()), None) != next(iter(record.published.values())):
+        return record
+    made = earlier.record
+    kept = ("started_at", "finished_at", "seconds", "timings", "sealed", "allocated", "base_digest", "blocks")
+    return record.model_copy(update={name: getattr(made, name) for name in kept})
 
 
 def nothing_here(image: Image) -> Source:

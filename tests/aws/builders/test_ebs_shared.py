@@ -20,7 +20,7 @@ from parbake.aws.ebs.throttle import Pace
 from parbake.builders.choose import publisher_of
 from parbake.core.errors import AwsError, ClaimLost
 from parbake.core.events import Event, Events
-from parbake.core.model import Plan
+from parbake.core.model import Plan, Startup
 from parbake.records import Record
 from parbake.records.store import leases
 from parbake.workflows import bake, clean
@@ -341,3 +341,24 @@ def test_a_clean_up_spares_what_another_machine_works_on(
     gone = clean.clean_aws(tmp_path / "one/parbake.yaml", Events())
     assert len(gone.removed[HOME]) == 1, "a dead one's goes, when its lease has expired"
     assert gone.spared == {}
+
+
+def test_a_changed_startup_is_proven_anew_once_both_ways(
+    tmp_path: Path, fake_builder: FakeBuilder, direct: Direct
+) -> None:
+    """Each edit of the Bakefile costs one verification of what is there: nothing is built or published again."""
+    [image] = VOLUME.images
+    first = story(tmp_path, VOLUME).record
+    for minute, startup in enumerate((Startup(args=("serve",)), None)):
+        fake_builder.steps.clear()
+        fake_builder.verdict = fake_builder.verdict.model_copy(update={"verified_at": f"2026-01-01T00:0{minute}:00Z"})
+        edited = VOLUME.model_copy(update={"images": (image.model_copy(update={"startup": startup}),)})
+        found = story(tmp_path, edited).record
+        assert fake_builder.steps[-1] == "prove"
+        assert "build" not in fake_builder.steps
+        assert (found.plan.images[0].startup, found.verified) == (startup, True)
+        assert (found.published, found.started_at) == (first.published, first.started_at)
+        fake_builder.steps.clear()
+        assert story(tmp_path, edited).record == story(tmp_path, edited, machine="two").record == found
+        assert fake_builder.steps == [], "it was proven so"
+    assert len(of_key(direct.world)) == 1

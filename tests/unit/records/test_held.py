@@ -19,7 +19,7 @@ from parbake.core.events import Events
 from parbake.core.model import EBS_BLOCK, Startup
 from parbake.core.workspace import work_folder
 from parbake.machine import disk
-from parbake.records import held
+from parbake.records import genuine, held
 from parbake.workflows import bake, export, trace
 from tests.unit.records.test_genuine import GOOD, Shelf
 
@@ -296,3 +296,22 @@ class TestStartups:
         Path("parbake.yaml").write_text(json.dumps(said))
         assert run(shelf, USES[command]) == 0
         assert started == [planted, Startup(args=("mine",))]
+
+    def test_a_verdict_is_of_the_startups_that_it_was_seen_with(
+        self, shelf: Shelf, started: list[Startup | None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A bake proves what exists again when they were edited, either way, and a signed record says so."""
+        records.write(shelf.output, shelf.record, shelf.signer)
+        said = {"version": 1, "name": "node", "images": ["registry.example/a:1"], "trust": ["key.pub"]}
+        Path("parbake.yaml").write_text(json.dumps({**said, "sign": {"key": "key.pem"}}))
+        monkeypatch.setattr("parbake.workflows.make.can_boot", lambda *_: True)
+        [image] = shelf.record.plan.images
+        for startup in (Startup(args=("serve",)), None):
+            images = (image.model_copy(update={"startup": startup}),)
+            plan = shelf.record.plan.model_copy(update={"images": images})
+            monkeypatch.setattr(bake, "plan_bake", lambda *_, plan=plan: plan)
+            for _ in range(2):
+                assert run(shelf, ["bake", "--no-rehearse"]) == 0
+            found = genuine.need(shelf.artefact, shelf.trust)
+            assert (found.plan.images[0].startup, found.verified) == (startup, True)
+        assert started == [Startup(args=("serve",)), None], "once for each edit"

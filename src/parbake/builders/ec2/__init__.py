@@ -271,7 +271,7 @@ class _Run:
     def prove(self, made: Mapping[str, Any]) -> Verdict:
         """Launch the AMI, or the base with the volume, once; start the images without a pull; return the verdict."""
         known = aws.as_dict(made).get(aws.VERIFIED)
-        if known and not self.fresh:
+        if known and not self.fresh and not self.ingredients.prove_anew:
             return Verdict(passed=True, accelerator="ec2", verified_at=known)
         run = os.urandom(6).hex()
         stamp = aws.Stamp(self.plan.key, run, self.plan.name, self.stamp.hours, self.settings.tags)
@@ -334,7 +334,12 @@ def _verdict(plan: Plan, console: Console, tail: str) -> Verdict:
     except BakeFailed as error:
         problems = (error.message,)
     images = tuple(
-        within.proof(image.reference, image.target.digest, console.proved.get(image.names[0]))
+        within.proof(
+            image.reference,
+            image.target.digest,
+            console.proved.get(image.names[0]),
+            plan.startups.get(image.reference),
+        )
         for image in plan.all_images
     )
     return Verdict(

@@ -37,7 +37,16 @@ def contradiction(text: bytes, record: Record) -> str:
         return "its materials are not those of its plan"
     if record.key != record.plan.key or said != (record.key, record.key):
         return "its key is not that of its plan"
-    return "" if record.artefact == record.plan.artefact_name else "its artefact is not named as its plan says"
+    named = record.artefact == record.plan.artefact_name
+    return _of_another_startup(record) if named else "its artefact is not named as its plan says"
+
+
+def _of_another_startup(record: Record) -> str:
+    startups = record.plan.startups
+    for each in record.verdict.images if record.verdict else ():
+        if each.startup and each.startup != startups.get(each.reference, each.startup):
+            return f"its verdict is of another `startup` of {each.reference} than its plan's"
+    return ""
 
 
 def listed(artefact: Path, record: Record) -> str:
