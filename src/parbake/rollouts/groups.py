@@ -119,10 +119,12 @@ class LaunchTemplateGroup(Rollout, ABC):
         payload = {"source": now, "changes": changes, "description": describe(offer), "tags": {PREVIOUS: previous}}
         refusals = (*self.refusals(state, offer), *self._of_another_architecture(before, offer))
         refusals += self._of_another_family(after, offer)
-        settings = nodesettings.read(user_data(wanted) or "")
+        text = user_data(wanted) or ""
+        settings = nodesettings.read(text)
         refusals += tuple(filter(None, (settings.against_snapshotter, settings.against_storage("", ""))))
         if "UserData" in changes:
-            refusals += tuple(userdata.too_large(user_data(wanted) or "", userdata.ROOM))
+            refusals += tuple(userdata.too_large(text, userdata.ROOM))
+        refusals += tuple(userdata.unreadable(text))
         mapped = {each.get("DeviceName"): each.get("Ebs", {}) for each in now.data.get("BlockDeviceMappings", [])}
         cautions = (*self.cautions(state), *unlocked(self.device, mapped.get(self.device, {}), offer))
         return Change(self.where, before, after, diff, payload, refusals, cautions)

@@ -202,7 +202,7 @@ class ValuesFile(_Manifest):
         new = userdata.with_parts(now, parts)
         if new != now:
             text = gitops.set_value(text, target.user_data_at, new, source=self.file.where)
-        return text, tuple(userdata.too_large(new, userdata.ROOM))
+        return text, (*userdata.too_large(new, userdata.ROOM), *userdata.unreadable(new))
 
     @override
     def decided_back(self, text: str) -> tuple[Change, str]:

@@ -301,7 +301,10 @@ def _take_user_data(spec: dict[str, Any], offer: Offer, *, hydrate: bool, keep_s
     text = spec.get("userData") or ""
     if family in userdata.BEYOND_REACH and userdata.part_of(text, "hydrate"):
         return [f"user data of {family} takes no hydrate part: use a bootstrap container (`parbake hydrate`)"]
-    return userdata.too_large(text, userdata.ROOM)
+    found = userdata.too_large(text, userdata.ROOM)
+    if family not in userdata.BEYOND_REACH:
+        found += userdata.unreadable(text, by_karpenter=family != "Custom")
+    return found
 
 
 def _put_parts(spec: dict[str, Any], parts: Mapping[str, str]) -> None:

@@ -1,13 +1,13 @@
 """What a node's user data says: nodeadm's NodeConfigs (also in MIME parts) and Bottlerocket's settings. Pure.
 
-Sources: amazon-eks-ami, nodeadm's documentation (NodeConfig v1alpha1; parts of the type application/node.eks.aws, later
-ones win where they say something), its ``UseSOCISnapshotter`` (4 vCPUs, 7 GiB) and ``setup-local-disks`` (``cp -a`` of
-each folder whose mount is not disabled); Bottlerocket's settings reference (TOML), and bottlerocket-core-kit 582.
+Sources: amazon-eks-ami, nodeadm's documentation (NodeConfig v1alpha1; parts of the type application/node.eks.aws, in
+base64 or gzip or neither; later ones win where they say something), its ``UseSOCISnapshotter`` (4 vCPUs, 7 GiB) and
+``setup-local-disks`` (``cp -a`` of each folder whose mount is not disabled); Bottlerocket's settings reference (TOML),
+and bottlerocket-core-kit 582.
 """
 
 from __future__ import annotations
 
-import email
 import re
 import tomllib
 from collections.abc import Mapping
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from parbake.core.yamltext import parse
+from parbake.rollouts.userdata import NODE_CONFIG, bodies
 
 _SNAPSHOTTER = re.compile(r"^\s*snapshotter\s*=\s*[\"'](\w+)[\"']", re.MULTILINE)
 CONTAINERD = "Containerd"
@@ -83,11 +84,9 @@ def of_config(config: Mapping[str, Any]) -> NodeSettings:
 
 
 def _configs(text: str) -> list[Mapping[str, Any]]:
-    parts = [text]
-    if text.lstrip()[:200].lower().startswith(("mime-version:", "content-type: multipart")):
-        message = email.message_from_string(text.lstrip())
-        parts = [str(part.get_payload()) for part in message.walk() if not part.is_multipart()]
-    documents = [document.data for part in parts if "NodeConfig" in part for document in parse(part).documents]
+    """Return the NodeConfigs of user data; of a text, nodeadm reads the first document alone."""
+    texts = [body for kind, body in bodies(text) if kind in {"", NODE_CONFIG} and "NodeConfig" in body]
+    documents = [document.data for each in texts for document in parse(each).documents[:1]]
     return [data for data in documents if isinstance(data, Mapping) and data.get("kind") == "NodeConfig"]
 
 

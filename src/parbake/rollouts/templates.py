@@ -100,7 +100,8 @@ def _with_mount(data: Mapping[str, Any], part: str) -> dict[str, str]:
     if text is None and part:
         raise InputError(
             "the launch template's user data is not text, so that the part which mounts the volume cannot be put in",
-            hint="write it as MIME parts, or `mount: false` for nodes that mount it themselves",
+            hint="write it as MIME parts that are not packed (Terraform's cloudinit_config: gzip = false), or "
+            "`mount: false` for nodes that mount it themselves",
         )
     new = userdata.with_parts(text, {"mount": part}) if text is not None else None
     return {"UserData": base64.b64encode(new.encode()).decode()} if new is not None and new != text else {}

@@ -4,14 +4,22 @@ Facts: aws/karpenter-provider-aws, ``pkg/providers/amifamily/bootstrap`` (v0.32 
 is taken apart and joined with Karpenter's own; anything else is taken for a shell script or, on AL2023, for a
 NodeConfig, so that a cloud-boothook must be a part of a MIME message. The family Custom is passed on as it is;
 Bottlerocket takes TOML. EC2 takes 16 KiB, and only late versions compress what is larger.
+
+Karpenter and nodeadm read by Go's rules (mime/multipart): the line end of a message's first boundary is that of all
+its boundaries, and Terraform's cloudinit_config writes CRLF. cloud-init reads with Python's email, whatever ends the
+lines, and takes for a message what has ``mime-version:`` in its first 4 KiB (cloudinit/user_data.py).
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import email
 import hashlib
 import re
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 
 from parbake.aws.limits import USER_DATA_LIMIT
 from parbake.core.errors import InputError
@@ -30,8 +38,14 @@ kind: NodeConfig
 spec: {instance: {localStorage: {disabledMounts: [Containerd]}}}
 """
 """The part ``store``: nodeadm leaves containerd's store where it is, whatever becomes of the local disks."""
-_HEAD = 'Content-Type: {kind}; charset="us-ascii"\nContent-Disposition: attachment; filename="{name}"\n'
+NODE_CONFIG = "application/node.eks.aws"
+"""The media type of nodeadm's NodeConfigs."""
+_HEAD = ('Content-Type: {kind}; charset="us-ascii"', 'Content-Disposition: attachment; filename="{name}"', "")
+_LARGEST = 1 << 20  # bytes of a part when it is unpacked
+_SEEN_BY_CLOUD_INIT = 4096
 _BOUNDARY = "==parbake=="
+_BARE = r"[!#$%&'*+\-.^_`{|}~0-9A-Za-z]+"  # RFC 2045, section 5.1: what needs no quotes
+_KARPENTERS = ("MIME-Version:", "Content-Type:")
 _KINDS = (
     ("#!", 'text/x-shellscript; charset="us-ascii"'),
     ("#cloud-config", 'text/cloud-config; charset="us-ascii"'),
@@ -64,12 +78,63 @@ def with_parts(text: str, parts: Mapping[str, str]) -> str:
         return bare
     if not _is_mime(bare):
         bare = _wrapped(bare)
-    boundary = email.message_from_string(bare.lstrip()).get_boundary()
-    first = re.search(rf"^--{re.escape(boundary or '')}(?:--)?\s*$", bare, re.MULTILINE) if boundary else None
+    first = next(_boundaries(bare), None)
     if first is None:
         raise InputError("the node's user data begins as MIME, and has no parts", hint=_HINT)
-    ours = (f"--{boundary}\n{_head(name)}\n{part}\n" for name, part in wanted.items() if part)
+    end = first["end"] or "\n"
+    ours = (end.join((f"--{first['name']}", *_head(name), f"{part}{end}")) for name, part in wanted.items() if part)
     return f"{bare[: first.start()]}{''.join(ours)}{bare[first.start() :]}"
+
+
+def bodies(text: str) -> list[tuple[str, str]]:
+    """Return the parts of user data as nodeadm unpacks them: media type (empty: no MIME message) and text. Pure."""
+    if not _is_mime(text):
+        return [("", text)]
+    message = email.message_from_bytes(text.lstrip().encode())
+    leaves = [part for part in message.walk() if not part.is_multipart()]
+    return [(part.get_content_type(), _unpacked(part.get_payload(decode=True))) for part in leaves]
+
+
+def unreadable(text: str, *, by_karpenter: bool = False) -> list[str]:
+    """Return why nodes that get this user data do not take it, whoever wrote it. Pure.
+
+    ``by_karpenter``: it is Karpenter that reads it first, and joins it with its own. Else cloud-init does.
+    """
+    found = _unreadable_message(text, by_karpenter=by_karpenter) if _is_mime(text) else []
+    for kind, body in bodies(text):
+        if kind == NODE_CONFIG or (not kind and _is_config(body)):
+            parsed = parse(body)
+            if parsed.syntax_error and not parsed.documents:  # nodeadm reads the first document alone
+                line, says = parsed.syntax_error.line, parsed.syntax_error.message
+                found.append(f"nodeadm does not read the NodeConfig, so that no node joins: line {line}: {says}")
+    return found
+
+
+def _unreadable_message(text: str, *, by_karpenter: bool) -> list[str]:
+    if text != text.lstrip():
+        return ["the user data begins with an empty line, so that nodeadm and Karpenter find no MIME header: remove it"]
+    boundaries = list(_boundaries(text))
+    quoted = re.search(r'(?i)\bboundary="', text)
+    if boundaries and not quoted and not re.fullmatch(_BARE, boundaries[0]["name"]):
+        return [f'nodeadm and Karpenter take such a boundary in quotes alone: write boundary="{boundaries[0]["name"]}"']
+    found = []
+    if len({each["end"] for each in boundaries if each["end"]}) > 1:
+        found.append(
+            "some MIME boundaries of the user data end with CRLF and some with LF, and nodeadm and Karpenter read one "
+            "line end in a message: write all of them alike"
+        )
+    elif boundaries and not any(each["last"] for each in boundaries):
+        found.append(
+            f"the user data lacks its last boundary, --{boundaries[0]['name']}--, and nodeadm reads no part of it"
+        )
+    if by_karpenter and not text.startswith(_KARPENTERS):
+        found.append(
+            "Karpenter knows MIME by a first line with `MIME-Version:` or `Content-Type:`, in these letters; it takes "
+            "the user data for a script, of which nothing runs"
+        )
+    if not by_karpenter and "mime-version:" not in text[:_SEEN_BY_CLOUD_INIT].lower():
+        found.append("cloud-init takes the user data for no MIME message: add the header `MIME-Version: 1.0`")
+    return found
 
 
 def shown(text: str) -> list[str]:
@@ -93,21 +158,48 @@ def too_large(text: str, room: int) -> list[str]:
     ]
 
 
-def _head(name: str) -> str:
+def _head(name: str) -> tuple[str, ...]:
+    kind, file = "text/cloud-boothook", f"parbake-{name}.sh"
     if name == "store":
-        return _HEAD.format(kind="application/node.eks.aws", name="parbake-store.yaml")
-    return _HEAD.format(kind="text/cloud-boothook", name=f"parbake-{name}.sh")
+        kind, file = NODE_CONFIG, "parbake-store.yaml"
+    return tuple(line.format(kind=kind, name=file) for line in _HEAD)
 
 
 def _part(name: str) -> re.Pattern[str]:
+    """Find a part of ours with the line end that its message had; what is in it ends its lines with LF."""
+    head = "".join(f"{re.escape(line)}(?P=end)" for line in _head(name))
     return re.compile(
-        rf"^--(?P<boundary>[^\n]+)\n{re.escape(_head(name))}\n(?P<text>.*?)\n(?=--(?P=boundary)(?:--)?\s*$)",
+        rf"^--(?P<boundary>[^\r\n]+)(?P<end>\r?\n){head}(?P<text>.*?)(?P=end)"
+        r"(?=--(?P=boundary)(?:--)?[ \t]*\r?$)",
         re.DOTALL | re.MULTILINE,
     )
 
 
 def _is_mime(text: str) -> bool:
-    return text.lstrip().startswith(("MIME-Version:", "Content-Type:"))
+    return text.lstrip()[:13].lower() in {"mime-version:", "content-type:"}
+
+
+def _boundaries(text: str) -> Iterator[re.Match[str]]:
+    """Yield the boundaries of a message in their order: ``name``, whether it is the ``last``, and its line ``end``."""
+    name = email.message_from_string(text.lstrip()).get_boundary()
+    if name:
+        pattern = rf"^--(?P<name>{re.escape(name)})(?P<last>--)?[ \t]*(?P<end>\r?\n|\Z)"
+        yield from re.finditer(pattern, text, re.MULTILINE)
+
+
+def _is_config(text: str) -> bool:
+    return "NodeConfig" in text and not text.lstrip().startswith(("#!", "#cloud-", "#include"))
+
+
+def _unpacked(payload: object) -> str:
+    """Undo base64 and gzip of a part, which nodeadm knows by their looks."""
+    data = payload if isinstance(payload, bytes) else b""
+    with suppress(binascii.Error):
+        data = base64.b64decode(data.replace(b"\r", b"").replace(b"\n", b""), validate=True)
+    if data.startswith(b"\x1f\x8b"):
+        with suppress(zlib.error):
+            data = zlib.decompressobj(31).decompress(data, _LARGEST)
+    return data.decode(errors="replace")
 
 
 def _wrapped(text: str) -> str:
@@ -129,8 +221,8 @@ def _kind(text: str) -> str:
     for sign, kind in _KINDS:
         if text.lstrip().startswith(sign):
             return kind
-    if "NodeConfig" in text and all(isinstance(each.data, dict) for each in parse(text).documents):
-        return "application/node.eks.aws"
+    if _is_config(text) and all(isinstance(each.data, dict) for each in parse(text).documents[:1]):
+        return NODE_CONFIG
     raise InputError(
         f"the node's user data has an unknown format: {text.lstrip()[:40]!r}",
         hint=_HINT,
