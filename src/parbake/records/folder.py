@@ -310,11 +310,12 @@ def find(folder: Path) -> tuple[tuple[Path, Record], ...]:
     return tuple(sorted(found, key=lambda item: (item[1].finished_at, item[1].artefact)))
 
 
-def locate(selector: str, folder: Path) -> tuple[Path, Record | None]:
+def locate(selector: str, folder: Path, *, verified: bool = False) -> tuple[Path, Record | None]:
     """Find an artefact by record path, artefact path, or the start of a name or key in ``folder``.
 
-    Returns the artefact's path and its record (None for a file that has none). Raises InputError when nothing or more
-    than one thing fits.
+    A Bakefile's whole name means the newest artefact of it; with ``verified`` the newest that is, if any is. Returns
+    the artefact's path and its record (None for a file that has none). Raises InputError when nothing or more than one
+    thing fits.
     """
     path = Path(selector)
     if path.is_file():
@@ -329,6 +330,9 @@ def locate(selector: str, folder: Path) -> tuple[Path, Record | None]:
         for place, record in find(folder)
         if record.artefact.startswith(selector) or record.key.startswith(selector)
     ]
+    if of_name := [item for item in fitting if item[1].plan.name == selector]:
+        good = [item for item in of_name if item[1].verified] if verified else []
+        fitting = (good or of_name)[-1:]  # oldest first
     if not fitting:
         raise InputError(f"{selector!r}: no such record or file", hint=f"`parbake list` shows the records in {folder}")
     if len(fitting) > 1:
@@ -339,10 +343,10 @@ def locate(selector: str, folder: Path) -> tuple[Path, Record | None]:
 
 
 def locate_record(
-    selector: str, folder: Path, *, hint: str = "`parbake list` shows all records"
+    selector: str, folder: Path, *, verified: bool = False, hint: str = "`parbake list` shows all records"
 ) -> tuple[Path, Record]:
     """Find an artefact that must have a record, see ``locate``; raises InputError for a file without one."""
-    artefact, record = locate(selector, folder)
+    artefact, record = locate(selector, folder, verified=verified)
     if record is None:
         raise InputError(f"{artefact} has no record beside it", hint=hint)
     return artefact, record

@@ -118,6 +118,9 @@ def _rollout(
     refreshed_output(bakefile, events)
     _bring(selectors, bakefile, events)
     located = [found for selector in selectors for found in _records(selector, bakefile)]
+    for _, record in located:
+        if record.plan.name in selectors:
+            events.note(f"{record.plan.name}: rolling out {record.artefact}, of {record.finished_at}")
     found = [record for _, record in located]
     _need_verified(found, events, force=options.force)
     targets = choose(bakefile, options.to)
@@ -364,7 +367,8 @@ def _records(selector: str, bakefile: Bakefile) -> list[tuple[Path, Record]]:
 
 def _record(selector: str, bakefile: Bakefile) -> tuple[Path, Record]:
     """Find a record that can be trusted; ``--force`` does not override that."""
-    artefact, _ = records.locate_record(selector, bakefile.output, hint="roll out what parbake has baked")
+    hint = "roll out what parbake has baked"
+    artefact, _ = records.locate_record(selector, bakefile.output, verified=True, hint=hint)
     record = genuine.need(artefact, bakefile.trust)
     if problem := genuine.listed(artefact, record):
         raise VerificationFailed(f"the record of {artefact.name} cannot be trusted: {problem}", hint=_AGAIN)

@@ -277,7 +277,7 @@ def test_list_and_show(say: Say, place: Path) -> None:
     assert first.artefact in say("list")[1]
     assert document(say, "show", second.key[:8]) == statements.to_statement(second)
     assert second.key in say("show", second.artefact)[1]
-    assert "matches 2 records" in document(say, "show", "node", code=2)["message"]
+    assert "matches 2 records" in document(say, "show", "node-", code=2)["message"]
     assert "parbake list" in document(say, "show", "nothing", code=2)["hint"]
 
 

@@ -80,11 +80,21 @@ def test_locate_by_file_record_name_and_key(tmp_path: Path) -> None:
     assert records.locate(str(bare), tmp_path) == (bare, None)
 
 
+def test_a_bakefiles_name_is_its_newest_artefact_for_rollouts_the_newest_verified(tmp_path: Path) -> None:
+    good = _put(tmp_path, record("a", at=1, passed=True))
+    newest = _put(tmp_path, record("b", at=2, passed=False))
+    _put(tmp_path, record("c", name="node-b", at=3, passed=True))
+    assert records.locate("node", tmp_path)[1] == newest
+    assert records.locate_record("node", tmp_path, verified=True)[1] == good
+    (tmp_path / good.artefact).unlink()
+    assert records.locate_record("node", tmp_path, verified=True)[1] == newest, "which a rollout then refuses"
+
+
 def test_locate_says_what_fits(tmp_path: Path) -> None:
     _put(tmp_path, record("a", at=1))
     newest = _put(tmp_path, record("b", at=2))
     with pytest.raises(InputError, match="matches 2 records") as caught:
-        records.locate("node", tmp_path)
+        records.locate("node-", tmp_path)
     assert newest.artefact in caught.value.hint
     with pytest.raises(InputError, match="no such record"):
         records.locate("nothing", tmp_path)
