@@ -1,4 +1,4 @@
-"""The configuration of a private containerd: version 2 of the format, which containerd 1.7 and 2.x read.
+"""The configuration of a private containerd: version 2 of the format, which containerd 1.7 and all of 2.x read.
 
 Everything that parbake does not use is off, for three reasons: snapshotters and plugins make folders in the store even
 when nobody uses them, some touch shared places (``/opt/containerd``, ``/etc/cni/net.d``, kernel modules), and each

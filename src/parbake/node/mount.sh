@@ -55,9 +55,9 @@ store() {
 wanted_sandbox() {
   found=$(sed -n -e "s/^ *sandbox *= *[\"']\([^\"']*\)[\"'].*/\1/p" -e "s/^ *sandbox_image *= *[\"']\([^\"']*\)[\"'].*/\1/p" \
     "$config" 2>/dev/null | head -n 1)
-  # nodeadm writes the runtime's configuration later; its AMI has this image in the store.
+  # nodeadm writes the configuration before cloud-init, with this image of its AMI. Should it ever name none:
   [ -n "$found" ] || [ ! -x /usr/bin/nodeadm ] || found=localhost/kubernetes/pause
-  # The runtime looks for it as any image: a name without a tag means this one (nodeadm writes it without).
+  # The runtime looks for it as any image: a name without a tag means this one.
   case ${found##*/} in
   '' | *:* | *@*) echo "$found" ;;
   *) echo "$found:latest" ;;

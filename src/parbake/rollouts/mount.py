@@ -1,7 +1,8 @@
 """The part of a node's user data that mounts a baked volume over the runtime's store, before the runtime starts.
 
-Facts: cloud-init runs a cloud-boothook in its network stage, at each boot, before it comes to scripts; on AL2023
-nodeadm starts containerd after all of cloud-init (``nodeadm-run.service`` is ``After=cloud-final.service``). Where
+Facts: cloud-init runs a cloud-boothook in its network stage, at each boot, before it comes to scripts. On AL2023
+nodeadm writes containerd's configuration before that (``nodeadm-config.service`` is ``Before=cloud-init.service``), and
+starts containerd after all of cloud-init (``nodeadm-run.service`` is ``After=cloud-final.service``). Where
 containerd was started earlier (Ubuntu), the program stops it, and starts it again. k3s and RKE2 run a containerd of
 their own, whose store is ``agent/containerd`` below their data folder (docs.rke2.io, ``data-dir``); the units are those
 that their installers make.

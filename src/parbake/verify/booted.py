@@ -72,7 +72,7 @@ class Settings:
 
 
 def settings_of(dump: str) -> Settings:
-    """Read ``containerd config dump`` of containerd 1.x (version 2) or 2.x (version 3). Pure."""
+    """Read ``containerd config dump`` of containerd 1.x (version 2) or 2.x (versions 3, 4). Pure."""
     plugins = tomllib.loads(dump).get("plugins", {})
     old = plugins.get("io.containerd.grpc.v1.cri", {})
     images = plugins.get("io.containerd.cri.v1.images", {})
@@ -86,7 +86,7 @@ def settings_of(dump: str) -> Settings:
 
 
 def _stored(name: str) -> str:
-    """Return the name that the CRI looks for in the store: EKS's nodes, say, name theirs without a tag."""
+    """Return the name that the CRI looks for in the store: a configuration may name one without a tag."""
     try:
         reference = Reference.parse(name)
     except BadReference:

@@ -15,7 +15,7 @@ _PROGRAMS = ("usr/bin/containerd", "usr/local/bin/containerd", "bin/containerd",
 _CONFIG = "etc/containerd/config.toml"
 _MOST_CONFIG = 1 << 20
 DEFAULT_ROOT = "/var/lib/containerd"
-# The CRI plugin's name in containerd 1.x (config version 2), and that of its image part in 2.x (version 3).
+# The CRI plugin's name in containerd 1.x (config version 2), and that of its image part in 2.x (versions 3 and 4).
 _CRI_V2, _CRI_V3 = "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images"
 _SNAPSHOTTERS = ("overlayfs",)
 
@@ -60,7 +60,7 @@ class Runtime:
 
 
 def find_runtime(root: Path) -> Runtime:
-    """Find containerd in a mounted root file system and read its configuration (versions 2 and 3, with imports).
+    """Find containerd in a mounted root file system and read its configuration (versions 2 to 4, with imports).
 
     Raises BadBase when it is not there, cannot be read, or uses a snapshotter that cannot be filled.
     """
