@@ -197,6 +197,9 @@ def _dispatch(arguments: list[str] | None) -> int:
     try:
         code = app(arguments, prog_name="parbake", standalone_mode=False)
     except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # a group by itself: what it can do was asked for
+            typer.echo(printable.lines(error.format_message()))
+            return 0
         usage = io.StringIO()
         error.show(usage)
         typer.echo(printable.lines(usage.getvalue()), nl=False, err=True)

@@ -20,7 +20,6 @@ from parbake.cli.app import (
     command,
     written,
 )
-from parbake.cli.commands import application
 from parbake.cli.project import CopyRoles, Project, Store, overrides
 from parbake.core.errors import InputError
 from parbake.core.events import Events
@@ -402,9 +401,10 @@ def demo(
     return Result(artefacts.outcome_json(outcome), lambda: tables.table(outcome.rows()))
 
 
-@application("schema").command()
-def schema() -> None:
+@command()
+def schema() -> Result:
     """Print the JSON Schema of the Bakefile, for editors."""
     from parbake.bakefile import schema as bakefile_schema
 
-    typer.echo(json.dumps(bakefile_schema(), indent=2))
+    document = bakefile_schema()
+    return Result(document, lambda: json.dumps(document, indent=2))

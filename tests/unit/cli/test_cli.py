@@ -19,7 +19,6 @@ import typer
 from parbake import __version__, records
 from parbake.cli import app, run
 from parbake.cli.commands import COMMANDS
-from parbake.core.errors import InputError
 from parbake.records import statements
 from tests.fakes.plans import record
 
@@ -78,9 +77,10 @@ def bake(folder: Path, *words: str, **fields: Any) -> list[records.Record]:
 
 
 def test_without_a_command_help_is_shown(say: Say) -> None:
-    code, out, err = say()
-    assert code == InputError.exit_code
-    assert "parbake [OPTIONS] COMMAND" in out + err
+    for group in ((), ("export",), ("fleet",)):
+        code, out, err = say(*group)
+        assert (code, err) == (0, "")
+        assert f"{' '.join(('parbake', *group))} [OPTIONS] COMMAND" in out
     for command in ("init", "plan", "bake", "verify", "list", "show", "prune", "clean", "doctor", "demo", "schema"):
         code, out, _ = say(command, "--help")
         assert code == 0
@@ -344,6 +344,7 @@ def test_schema(say: Say) -> None:
     code, out, _ = say("schema")
     assert code == 0
     assert json.loads(out)["required"] == ["version", "images"]
+    assert document(say, "schema") == json.loads(out)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
