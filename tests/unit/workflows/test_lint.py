@@ -295,6 +295,11 @@ def test_errors_come_first_and_name_line_and_object() -> None:
     assert (second.level, second.line) == ("note", 6)
 
 
+def in_parts(*configs: str) -> str:
+    head = 'MIME-Version: 1.0\nContent-Type: multipart/mixed; boundary="//"\n\n'
+    return head + "".join(f"--//\nContent-Type: application/node.eks.aws\n\n{each}\n" for each in configs) + "--//--\n"
+
+
 def test_node_settings() -> None:
     assert read("#!/bin/sh\necho settings\n").kubelet == {}
     assert read("[settings.kubernetes]\nimage-gc-high-threshold-percent = 90\n").kubelet == {
@@ -302,14 +307,15 @@ def test_node_settings() -> None:
     }
     assert read("[settings\n").snapshotter == ""
     mounts = "kind: NodeConfig\nspec: {instance: {localStorage: {disabledMounts: %s}}}\n"
-    assert read(mounts % "[Containerd]" + "---\n" + mounts % "[]").disabled_mounts == ("Containerd",), (
+    assert read(in_parts(mounts % "[Containerd]", mounts % "[]")).disabled_mounts == ("Containerd",), (
         "as nodeadm merges"
     )
-    assert read(mounts % "[Containerd]" + "---\n" + mounts % "[SOCI]").disabled_mounts == ("SOCI",)
+    assert read(in_parts(mounts % "[Containerd]", mounts % "[SOCI]")).disabled_mounts == ("SOCI",)
+    assert read(mounts % "[Containerd]" + "---\n" + mounts % "[SOCI]").disabled_mounts == ("Containerd",), "of a text"
     assert read(mounts % "Containerd").disabled_mounts == ()
-    both = (
-        "kind: NodeConfig\nspec: {featureGates: {FastImagePull: true}}\n---\n"
-        "kind: NodeConfig\nspec: {kubelet: {config: {a: 1}}}\n"
+    both = in_parts(
+        "kind: NodeConfig\nspec: {featureGates: {FastImagePull: true}}\n",
+        "kind: NodeConfig\nspec: {kubelet: {config: {a: 1}}}\n",
     )
     assert (read(both).fast_image_pull, read(both).kubelet) == (True, {"a": 1})
     assert [quantity(value) for value in ("20Gi", "1G", 5, None, "x", "1.5Gi")] == [20 * GIB, 10**9, 5, 0, 0, 0]
