@@ -5,8 +5,9 @@
 # cloud-init runs this early in each boot (a cloud-boothook), and so does parbake-mount.service from the second boot on.
 # Whatever goes wrong, the node keeps its own store; one line in the journal says why: journalctl -t parbake-mount
 #
-# What may stand before this text: SANDBOX, the pause image that the volume carries; ROOT, the runtime's store where it
-# is not containerd's own (k3s, RKE2), and UNITS, what runs the runtime then.
+# What may stand before this text: SANDBOX, the pause image that the volume carries; UUID, that of its file system:
+# without it, the label alone says which disk it is; ROOT, the runtime's store where it is not containerd's own (k3s,
+# RKE2), and UNITS, what runs the runtime then.
 set -u
 label=${PARBAKE_LABEL:-parbake}
 patience=${PARBAKE_WAIT:-8} # seconds: a disk that is mapped at launch is there from the start
@@ -15,6 +16,8 @@ work=${PARBAKE_WORK:-/run/parbake/mount}
 old_address=$work/old.sock
 new_address=$work/new.sock
 no_block=${1:-} # from the unit, after which the runtime is ordered
+by=LABEL wanted=$label what="disk labelled $label"
+[ -z "${UUID:-}" ] || by=UUID wanted=$UUID what="file system $UUID"
 device= root= held= sandbox= options=noatime
 
 say() {
@@ -64,10 +67,14 @@ wanted_sandbox() {
   esac
 }
 
+disks() {
+  blkid -c /dev/null -o device -t "$1" 2>/dev/null
+}
+
 wait_for_disk() {
   end=$(($(now) + patience))
   while :; do
-    found=$(blkid -c /dev/null -o device -t "LABEL=$label" 2>/dev/null)
+    found=$(disks "$by=$wanted")
     [ -z "$found" ] || break
     [ "$(now)" -lt "$end" ] || return 1
     sleep 0.5
@@ -145,12 +152,23 @@ running() {
 
 root=$(store)
 if mountpoint -q "$root"; then
-  [ "$(findmnt -n -o LABEL --mountpoint "$root" | head -n 1)" != "$label" ] || exit 0
+  [ "$(findmnt -n -o "$by" --mountpoint "$root" | head -n 1)" != "$wanted" ] || exit 0
   keep_own_store "$(findmnt -n -o SOURCE --mountpoint "$root" | head -n 1) is mounted at $root already"
 fi
 mkdir -p "$work/volume" "$root"
-device=$(wait_for_disk) || keep_own_store "no disk labelled $label within $patience s"
-[ "$(echo "$device" | wc -l)" -eq 1 ] || keep_own_store "more than one disk is labelled $label: $(echo $device)"
+device=$(wait_for_disk)
+# Any disk may have the label: one that a pod brought, or the volume of another bake.
+others=
+for disk in $(disks "LABEL=$label"); do
+  case " $(echo $device) " in
+  *" $disk "*) ;;
+  *) others="$others$disk " ;;
+  esac
+done
+[ -z "$others" ] || others="${others}is labelled $label, and is not the file system $wanted"
+[ -n "$device" ] || keep_own_store "${others:-no $what within $patience s}"
+[ "$(echo "$device" | wc -l)" -eq 1 ] || keep_own_store "more than one $what: $(echo $device)"
+[ -z "$others" ] || say "$others: it is passed over"
 # What parbake baked has no labels: where SELinux is enforced, what has none gets one that containers may read.
 if [ "$(cat "${PARBAKE_SELINUX:-/sys/fs/selinux}/enforce" 2>/dev/null)" = 1 ]; then
   options=noatime,defcontext=system_u:object_r:container_ro_file_t:s0

@@ -38,14 +38,17 @@ _OWN_UNITS = "k3s k3s-agent rke2-server rke2-agent"
 """What runs the containerd of a store that is not containerd's own."""
 
 
-def user_data(sandbox: str, root: str = "") -> str:
+def user_data(sandbox: str, root: str = "", *, uuid: str = "") -> str:
     """Return user data that mounts a volume, to be the first part of a node's. Pure.
 
     ``sandbox`` is the reference of the pause image that the volume carries; empty: none. ``root`` is the path of the
-    runtime's store on the node; empty: as its containerd is configured.
+    runtime's store on the node; empty: as its containerd is configured. ``uuid`` is that of the volume's file system:
+    no other disk is mounted then, whatever its label; empty: the label does.
     """
     units = f"containerd {_OWN_UNITS}" if root else "containerd"
     program = f"SANDBOX={shlex.quote(sandbox)}\n"
+    if uuid:
+        program += f"UUID={shlex.quote(uuid)}\n"
     if root:
         program += f"ROOT={shlex.quote(root)}\nUNITS={shlex.quote(units)}\n"
     program += short("mount.sh")

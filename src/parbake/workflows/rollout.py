@@ -26,6 +26,7 @@ from parbake.core.events import Events
 from parbake.core.model import Published
 from parbake.core.printable import word
 from parbake.core.run import Deadline
+from parbake.machine.disk import filesystem_uuid
 from parbake.records import Record, genuine
 from parbake.records.store import refreshed_output, session_store
 from parbake.rollouts import Change, Offer, Rollout, RolloutProgress, TargetState, TargetStatus, mount
@@ -316,7 +317,8 @@ def _with_mount(offered: Offer, found: Sequence[Record], config: Target) -> Offe
         return offered
     sandbox = volume.plan.sandbox.reference if volume.plan.sandbox else ""
     root = getattr(config.options, "root", "")
-    return offered.model_copy(update={"mount": mount.user_data(sandbox, root)})
+    uuid = filesystem_uuid(volume.key)  # of an instance of EC2's making as well, unless it is Bottlerocket's own
+    return offered.model_copy(update={"mount": mount.user_data(sandbox, root, uuid=uuid)})
 
 
 def _takes_files(config: Target) -> bool:

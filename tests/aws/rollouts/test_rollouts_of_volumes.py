@@ -12,6 +12,7 @@ import pytest
 
 from parbake.core.errors import InputError
 from parbake.core.model import GIB
+from parbake.machine.disk import filesystem_uuid
 from parbake.rollouts import Offer, mount
 from parbake.rollouts.templates import new_data
 from parbake.rollouts.userdata import part_of
@@ -83,7 +84,7 @@ def test_a_volume_is_mounted_by_user_data(
     code, _ = parbake(capsys, "rollout", DATA.key, *QUICK)
     assert code == 0
     new = versions(made)[-1]
-    assert part_of(user_data(new), "mount") == mount.user_data("")
+    assert part_of(user_data(new), "mount") == mount.user_data("", uuid=filesystem_uuid(DATA.key))
     assert script in user_data(new)
     ebs = new["LaunchTemplateData"]["BlockDeviceMappings"][1]["Ebs"]
     assert (ebs["SnapshotId"], ebs["Throughput"], ebs["Iops"]) == ("snap-9", 500, 6000)

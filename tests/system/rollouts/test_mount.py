@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from parbake import records
 from parbake.containerd import Cri, Daemon
 from parbake.core import run
 from parbake.core.model import Platform
@@ -273,7 +275,7 @@ def test_no_disk_two_disks_or_a_broken_one(node: Node, tmp_path: Path) -> None:
         for name in ("one", "two"):
             disk.make_filesystem(tmp_path / name, "ext4", 64 * MIB, name=name)
             stack.enter_context(attached(tmp_path / name, node))
-        assert "more than one disk is labelled" in node.mount()
+        assert "more than one disk labelled" in node.mount()
     broken = tmp_path / "one"
     with broken.open("r+b") as file:  # the root folder's inode and all behind it; the label stays
         file.seek(4096)
@@ -282,6 +284,35 @@ def test_no_disk_two_disks_or_a_broken_one(node: Node, tmp_path: Path) -> None:
         assert f"{device} cannot be mounted: the node keeps its own store" in node.mount()
     assert node.mounted() == {}
     assert (node.root / "own").read_text() == "here"
+    assert node.asked == []
+
+
+def test_with_a_uuid_a_disk_with_the_same_label_is_passed_over(
+    node: Node, registry: DockerRegistry, private_places: Path
+) -> None:
+    other = node.folder / "other"
+    disk.make_filesystem(other, "ext4", 64 * MIB, name="somebody's")
+    file = baked(private_places, registry, sandbox=PAUSE)
+    uuid = disk.filesystem_uuid(records.find(file.parent)[0][1].key)
+    with attached(other, node) as wrong:
+        said = node.mount(PAUSE, head=f"UUID={uuid}\n")
+        assert f"{wrong} is labelled {node.label}, and is not the file system {uuid}: the node keeps its own" in said
+        assert node.mounted() == {}
+        with attached(file, node) as right:
+            said = node.mount(PAUSE, head=f"UUID={uuid}\n")
+            assert f"{wrong} is labelled {node.label}, and is not the file system {uuid}: it is passed over" in said
+            assert f"{right} is mounted at {node.root}" in said
+            assert node.mounted()["SOURCE"] == right
+            assert node.mount(PAUSE, head=f"UUID={uuid}\n") == "", "it is mounted already"
+            again = node.mount(PAUSE, head=f"UUID={disk.filesystem_uuid('of the next bake')}\n")
+            assert f"{right} is mounted at {node.root} already" in again
+            run.run(["umount", str(node.root)])
+            assert "more than one disk labelled" in node.mount(PAUSE), "without a UUID the label does"
+        copied = node.folder / "copied"
+        shutil.copy(file, copied)
+        with attached(file, node), attached(copied, node):
+            assert f"more than one file system {uuid}: " in node.mount(PAUSE, head=f"UUID={uuid}\n")
+    assert f"no file system {uuid} within 0 s: the node keeps its own store" in node.mount(head=f"UUID={uuid}\n")
     assert node.asked == []
 
 

@@ -13,6 +13,7 @@ from parbake.coldstart.trace import Part, Read, Trace, save
 from parbake.core import run
 from parbake.core.errors import InputError
 from parbake.core.yamltext import parse as parse_yaml
+from parbake.machine.disk import filesystem_uuid
 from parbake.rollouts import mount
 from parbake.rollouts.files import parse, render
 from parbake.rollouts.protocol import History
@@ -222,7 +223,7 @@ def test_values_of_a_chart_get_what_mounts_the_volume(
     project(here, [{"gitops": {**target, "user_data_at": "nodeClass.userData", "keep_store": True}}], DATA)
     assert parbake(capsys, "rollout", DATA.key)[0] == 0
     text = user_data(here / "values.yaml")
-    assert part_of(text, "mount") == mount.user_data("")
+    assert part_of(text, "mount") == mount.user_data("", uuid=filesystem_uuid(DATA.key))
     assert part_of(text, "store") == KEEP_STORE
     assert theirs in text
     assert parbake(capsys, "rollout", DATA.key)[1]["changed"] is False
@@ -247,7 +248,7 @@ def test_what_mounts_the_volume_for_other_tools(here: Path, capsys: pytest.Captu
     root = "/var/lib/rancher/k3s/agent/containerd"
     project(here, [{"file": {"path": path.name, "root": root}}], DATA)
     assert parbake(capsys, "rollout", DATA.key)[0] == 0
-    assert parse(suffix, path.read_text())[0]["user_data"] == mount.user_data("", root)
+    assert parse(suffix, path.read_text())[0]["user_data"] == mount.user_data("", root, uuid=filesystem_uuid(DATA.key))
     assert parbake(capsys, "rollout", DATA.key)[1]["changed"] is False
     project(here, [{"file": {"path": path.name, "mount": False}}], DATA)
     assert parbake(capsys, "rollout", DATA.key)[0] == 0

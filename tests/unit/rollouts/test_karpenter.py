@@ -11,6 +11,7 @@ import pytest
 from parbake.coldstart.hydrate import user_data
 from parbake.coldstart.trace import Part, Read, Trace, hydrate_list, save
 from parbake.core.run import Deadline
+from parbake.machine.disk import filesystem_uuid
 from parbake.rollouts import mount
 from parbake.rollouts.userdata import part_of
 from parbake.workflows import rollout
@@ -213,7 +214,7 @@ def test_what_loads_the_hot_blocks_comes_with_the_volume(
         assert parbake(capsys, "rollout", DATA.key, *QUICK)[0] == 0
         text = server.get("ec2nodeclasses", "gpu")["spec"]["userData"]
         assert part_of(text, "hydrate") == user_data(hydrate_list(made))
-        assert part_of(text, "mount") == mount.user_data("")
+        assert part_of(text, "mount") == mount.user_data("", uuid=filesystem_uuid(DATA.key))
         assert "echo theirs" in text
         assert len(cluster.replaced) == 2, "each node once: user data, disks, one write"
         assert parbake(capsys, "rollout", DATA.key, *QUICK)[1]["changed"] is False

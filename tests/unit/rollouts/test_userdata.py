@@ -18,7 +18,8 @@ from parbake.rollouts import mount
 from parbake.rollouts.userdata import NAMES, part_of, shown, too_large, with_parts
 
 ONE, TWO = user_data("parbake-hydrate 1\nranges 0\n"), user_data("parbake-hydrate 1\nranges 1\n0 4096\n")
-MOUNT = mount.user_data("localhost/kubernetes/pause:latest")
+UUID = "f9627715-c4f7-59b4-ae1d-f5843b66a0aa"
+MOUNT = mount.user_data("localhost/kubernetes/pause:latest", uuid=UUID)
 NOTHING = dict.fromkeys(NAMES, "")
 CONFIG = "apiVersion: node.eks.aws/v1alpha1\nkind: NodeConfig\nspec: {}\n"
 MIME = (
@@ -86,7 +87,7 @@ def test_what_mounts_is_a_script_with_a_program_and_a_unit_in_it() -> None:
         gzip.decompress(base64.b64decode(each.split("\nEND\n")[0])).decode()
         for each in re.split(r"base64 -d <<'END' [^\n]*\n", MOUNT)[1:]
     )
-    assert program.startswith("SANDBOX=localhost/kubernetes/pause:latest\n")
+    assert program.startswith(f"SANDBOX=localhost/kubernetes/pause:latest\nUUID={UUID}\n")
     assert subprocess.run(["/bin/dash", "-n"], input=program, text=True, check=False).returncode == 0
     assert "Before=containerd.service" in unit
     assert len(MOUNT) < 4096, "EC2 takes 16 KiB of user data, and the list of blocks is in there as well"
