@@ -56,6 +56,18 @@ def node_config(user_data: bytes) -> dict[str, Any]:
     return merged
 
 
+def karpenter_refuses(user_data: str) -> str:
+    """Return why Karpenter makes no launch template of a node class with this user data; empty: it does."""
+    if not user_data.strip().startswith(("MIME-Version:", "Content-Type:")):
+        return ""
+    try:
+        list(parts(user_data.encode()))
+    except Refused as error:
+        missing = "archive doesn't have Content-Type header, " if isinstance(error, _NoMessage) else "parsing content, "
+        return f"creating launch template, parsing custom UserData, {missing}{error}"
+    return ""
+
+
 class _NoMessage(Refused):
     """It is no multipart message."""
 

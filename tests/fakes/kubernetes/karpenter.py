@@ -2,7 +2,8 @@
 
 Rules (karpenter.sh, "NodeClasses" and "Disruption"): terms are or-ed, one image wins for each architecture (not
 deprecated first, then newest, then name); a changed image or hash of the disks drifts a node; budgets of its NodePool
-bound how many are replaced at once; a drifted node is replaced by a new claim before it goes; PDBs hold it back.
+bound how many are replaced at once; a drifted node is replaced by a new claim before it goes; PDBs hold it back. Of
+user data that Go does not read it makes no launch template, and is Ready: Unknown.
 
 Not modelled: requirements but the architecture, instance types, consolidation, expiry, schedules of budgets, SSM's
 cache, AWS.
@@ -19,6 +20,7 @@ from typing import Any
 
 from tests.fakes.kubernetes.server import Server
 from tests.fakes.kubernetes.store import Object, Refused
+from tests.fakes.nodeadm import karpenter_refuses
 
 HASH = "karpenter.k8s.aws/ec2nodeclass-hash"
 
@@ -120,6 +122,8 @@ class Karpenter:
         ready = _condition("Ready", "True", "Ready", "")
         if not winners:
             ready = _condition("Ready", "False", "AMINotFound", "AMISelector did not match any AMIs")
+        elif said := karpenter_refuses(node_class["spec"].get("userData", "")):  # as Karpenter 1.13 answered
+            ready = _condition("Ready", "Unknown", "ReconcilingDependents", said)
         conditions = [{**ready, "observedGeneration": node_class["metadata"]["generation"]}]
         if node_class["metadata"].get("annotations", {}).get(HASH) != digest:
             hashed = {"metadata": {"annotations": {HASH: digest}}}
@@ -157,6 +161,8 @@ class Karpenter:
             )
             return False
         fitting = [a for a in node_class["status"]["amis"] if a["requirements"] == claim["spec"]["requirements"]]
+        if karpenter_refuses(node_class["spec"].get("userData", "")):
+            return False
         if not fitting or not self._launch(pool, node_class, fitting[0]["requirements"]):
             return False
         self.replaced.append(name)

@@ -20,6 +20,7 @@ from tests.fakes.kubernetes.karpenter import Ami, Karpenter
 from tests.fakes.kubernetes.kubectl_in_process import replace_kubectl
 from tests.fakes.kubernetes.server import Server, serving
 from tests.unit.rollouts.test_node_classes import ALIAS, BOTH, COMMON, NEW, OLD
+from tests.unit.rollouts.test_userdata_of_others import terraform
 
 pytestmark = NEEDS_KUBECTL
 
@@ -193,6 +194,23 @@ def test_image_and_volume_in_one_write(
     disks = {each["deviceName"]: each["ebs"] for each in found["spec"]["blockDeviceMappings"]}
     assert (disks["/dev/xvdb"]["snapshotID"], disks["/dev/xvdb"]["volumeSize"]) == ("snap-9", "30Gi")
     assert disks["/dev/xvda"]["volumeSize"] == "20Gi", "what the default gave is kept"
+
+
+@pytest.mark.usefixtures("in_turns")
+def test_nodes_come_with_user_data_as_terraform_writes_it(
+    cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = terraform(("text/x-shellscript", "#!/bin/sh\necho theirs\n"))
+    server.change("ec2nodeclasses", "gpu", {"spec": {"userData": theirs}})
+    for _ in range(3):
+        cluster.step()
+    project(tmp_path, [GPU], DATA)
+    assert parbake(capsys, "rollout", DATA.key, "--deadline", "2")[0] == 0
+    found = server.get("ec2nodeclasses", "gpu")
+    assert found["status"]["conditions"][0]["status"] == "True"
+    assert part_of(found["spec"]["userData"], "mount") == mount.user_data("", uuid=filesystem_uuid(DATA.key))
+    assert parbake(capsys, "rollback", "--deadline", "2")[0] == 0
+    assert server.get("ec2nodeclasses", "gpu")["spec"]["userData"] == theirs
 
 
 @pytest.mark.usefixtures("without_kubectl")

@@ -38,6 +38,17 @@ def test_the_judge_answers_as_nodeadm_did(name: str) -> None:
     assert str(refused.value).startswith(kind)
 
 
+def test_karpenter_refuses_what_it_refused() -> None:
+    """Recorded of Karpenter 1.13 as well, for classes with the same user data."""
+    made = {name: nodeadm.karpenter_refuses(case["user_data"]) for name, case in CASES.items()}
+    head = "creating launch template, parsing custom UserData, "
+    crlf = head + 'parsing content, multipart: expecting a new Part; got line "--MIMEBOUNDARY\\r\\n"'
+    assert made["terraform-mount"] == crlf
+    empty = head + "archive doesn't have Content-Type header, mime: no media type"
+    assert made["mime_leading_newline-before"] == made["mime_leading_newline-mount"] == empty
+    assert made["terraform-before"] == made["mime_crlf-before"] == made["mime_lower-mount"] == ""
+
+
 def test_both_verdicts_are_among_the_answers() -> None:
     refused = [case for case in CASES.values() if "error" in case]
     assert (len(CASES), len(refused)) == (73, 18)
