@@ -5,9 +5,9 @@
 block or function that is not documented (``tests/unit/builders/cases/documented.json``), a variable that has no value
 or is not declared, or a script that is missing. ``build`` writes the manifest as the post-processor does. It evaluates
 only the expressions that it needs (names, literals, the conditional for the AMI's name) and knows nothing of AWS:
-region and ids are inventions. ``PACKER_STAND_IN`` makes a build ``fail``, ``hang`` (until SIGTERM, then it cleans up)
-or ``forget`` its manifest; ``PACKER_STAND_IN_AMIS`` (region:ami, …) are what it says came out. Everything that it does
-goes to ``packer.log`` in HOME.
+region and ids are inventions (``real_packer`` is a real one, for what it does there, how it fails and is stopped).
+``PACKER_STAND_IN=forget`` makes a build forget its manifest; ``PACKER_STAND_IN_AMIS`` (region:ami, …) are what it says
+came out. Everything that it does goes to ``packer.log`` in HOME.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ import hashlib
 import json
 import os
 import re
-import signal
 import sys
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -203,14 +201,6 @@ def build(template: Template) -> None:
     mode, values = os.environ.get("PACKER_STAND_IN", ""), template.values
     name = values["AMI_NAME"] or f"{values['NAME']}-20260101-000000"
     print(f"==> amazon-ebs.node: Prevalidating AMI Name: {name}", flush=True)
-    if mode == "fail":
-        print("==> amazon-ebs.node: Error launching source instance: InsufficientInstanceCapacity", flush=True)
-        print("Build 'amazon-ebs.node' errored after 1 second", file=sys.stderr)
-        sys.exit(1)
-    if mode == "hang":
-        signal.signal(signal.SIGTERM, cleaned)
-        (HOME / "packer-hangs").touch()
-        time.sleep(600)
     print(f"    amazon-ebs.node: parbake: pulling {values['IMAGE']}", flush=True)
     regions = [values["REGION"] or "eu-west-1", *values["COPY_TO"]]
     amis = {region: f"ami-{uuid.uuid5(uuid.NAMESPACE_DNS, region + name).hex[:17]}" for region in regions}
@@ -218,12 +208,6 @@ def build(template: Template) -> None:
     if mode != "forget":
         write_manifest(Path(values["MANIFEST"]), amis, values)
     print(f"==> Builds finished. AMIs were created: {amis}")
-
-
-def cleaned(*_: object) -> None:
-    (HOME / "packer-cleaned").touch()
-    print("==> amazon-ebs.node: Cleaning up any extra volumes...")
-    sys.exit(1)
 
 
 def write_manifest(path: Path, amis: dict[str, str], values: dict[str, Any]) -> None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,7 @@ from parbake.builders import Ingredients, packer
 from parbake.builders.choose import remote_builder_of
 from parbake.builders.packer.builder import PackerBuilder
 from parbake.core import run
-from parbake.core.errors import CommandFailed, EnvironmentProblem, Interrupted, ParbakeError
+from parbake.core.errors import EnvironmentProblem, ParbakeError
 from parbake.core.events import Events
 from parbake.core.model import GIB, Artefact, Base, Plan
 from parbake.workflows import clean
@@ -134,10 +131,7 @@ def test_an_ami_that_exists_is_taken(place: Place) -> None:
     assert place.values(2)["AMI_NAME"].startswith(f"shop-{place.plan.key[:12]}-")
 
 
-def test_what_packer_says_is_passed_on(place: Place) -> None:
-    place.patch.setenv("PACKER_STAND_IN", "fail")
-    with pytest.raises(CommandFailed, match="InsufficientInstanceCapacity"):
-        place.build()
+def test_a_packer_that_writes_no_manifest_is_told(place: Place) -> None:
     place.patch.setenv("PACKER_STAND_IN", "forget")
     with pytest.raises(ParbakeError, match="wrote no manifest"):
         place.build()
@@ -149,31 +143,6 @@ def test_without_packer(place: Place) -> None:
         pytest.skip("this machine has packer")
     with pytest.raises(EnvironmentProblem, match="packer is not installed"):
         place.build()
-
-
-def test_packer_cleans_up_when_it_is_interrupted(place: Place) -> None:
-    place.patch.setenv("PACKER_STAND_IN", "hang")
-    hangs = place.folder / "packer-hangs"
-
-    def stop(*_: object) -> None:
-        raise Interrupted("stopped")
-
-    def wait() -> None:
-        deadline = run.Deadline(60, "packer hangs")
-        while not hangs.exists():
-            deadline.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGUSR1)
-
-    before = signal.signal(signal.SIGUSR1, stop)
-    waiting = threading.Thread(target=wait)
-    waiting.start()
-    try:
-        with pytest.raises(Interrupted):
-            place.build()
-    finally:
-        waiting.join()
-        signal.signal(signal.SIGUSR1, before)
-    assert (place.folder / "packer-cleaned").exists()
 
 
 def test_what_a_killed_packer_leaves_is_removed(place: Place) -> None:

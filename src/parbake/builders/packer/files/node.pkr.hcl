@@ -24,7 +24,7 @@ source "amazon-ebs" "node" {
 
   source_ami_filter {
     filters = {
-      (can(regex("^ami-[0-9a-f]+$", local.source_ami)) ? "image-id" : "name") = local.source_ami
+      (regex_replace(local.source_ami, "^ami-[0-9a-f]+$", "") == "" ? "image-id" : "name") = local.source_ami
 
       architecture        = var.ARCHITECTURE
       root-device-type    = "ebs"
