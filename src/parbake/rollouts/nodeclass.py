@@ -17,6 +17,7 @@ from parbake.core.errors import InputError
 from parbake.core.model import GIB
 from parbake.core.units import quantity
 from parbake.rollouts import nodesettings, userdata
+from parbake.rollouts.families import ALIASES, ASSUMED, SILENT, counts_the_last, default_disks, family_of, root_device
 from parbake.rollouts.protocol import (
     OWNER,
     Change,
@@ -34,23 +35,6 @@ from parbake.rollouts.protocol import (
 ANNOTATION = f"{OWNER}/rollout"
 """What was held before: JSON on the node class itself, so that a rollback works from any machine."""
 
-# What Karpenter gives a node without `blockDeviceMappings`; it gives none of it to a node with some (GiB).
-_DEFAULT_DISKS = {
-    "AL2": {"/dev/xvda": 20},
-    "AL2023": {"/dev/xvda": 20},
-    "Ubuntu": {"/dev/sda1": 20},
-    "Bottlerocket": {"/dev/xvda": 4, "/dev/xvdb": 20},
-}
-_ROOTS = {"Ubuntu": "/dev/sda1"}
-ALIASES = {
-    "al2": "AL2",
-    "al2023": "AL2023",
-    "bottlerocket": "Bottlerocket",
-    "windows2019": "Windows2019",
-    "windows2022": "Windows2022",
-    "windows2025": "Windows2025",
-}
-"""The family of a node class that an alias names."""
 _FIELDS = ("amiFamily", "amiSelectorTerms", "amiSelector", "blockDeviceMappings")
 
 
@@ -90,7 +74,7 @@ def decide(
     cautions += _take_disks(after, offer, device, disk)
     beyond = _take_user_data(after, offer, hydrate=hydrate, keep_store=keep_store)
     refusals = [*_refusals(spec, after, offer, device), *beyond]
-    cautions += _cautions(_family(after), offer)
+    cautions += _cautions(family_of(after, silent=SILENT), offer)
     before = held(node_class, device, selector)
     kept = {"image": offer.image or before.image, "snapshot": offer.snapshot or before.snapshot}
     wanted = offer.held.model_copy(update={**kept, "label": "" if offer.image else before.label})
@@ -245,12 +229,10 @@ def _take_image(
     spec["amiSelectorTerms"] = [dict(selector.term)] if selector else [{"id": each} for each in offer.images]
 
 
-def _take_disks(spec: dict[str, Any], offer: Offer, device: str, settings: Mapping[str, int]) -> tuple[str, ...]:
+def _take_disks(spec: dict[str, Any], offer: Offer, device: str, settings: Mapping[str, int]) -> list[str]:
     """Map the volume's snapshot, and see to it that no disk is smaller than what it is made from; return cautions."""
-    cautions: tuple[str, ...] = ()
-    family, disks = _family(spec), copy.deepcopy(_disks(spec))
-    root = _root(family)
-    defaults = _DEFAULT_DISKS.get(family, {})
+    family, disks = family_of(spec, silent=SILENT), copy.deepcopy(_disks(spec))
+    root, defaults = root_device(family), default_disks(family)
     too_large = offer.image_size > defaults.get(root, 0) * GIB and bool(defaults)
     if not disks and (offer.snapshot or too_large):  # what Karpenter would have given
         disks = [{"deviceName": name, "ebs": _disk(size)} for name, size in defaults.items()]
@@ -258,19 +240,35 @@ def _take_disks(spec: dict[str, Any], offer: Offer, device: str, settings: Mappi
         for each in disks:
             if each.get("rootVolume") or (each.get("deviceName") == root and not _has_root(disks)):
                 _at_least(each["ebs"], offer.image_size)
-    if offer.snapshot:
-        mine = next((each for each in disks if each.get("deviceName") == device), None)
-        if mine is None:
-            mine = {"deviceName": device, "ebs": {"volumeType": "gp3", "deleteOnTermination": True}}
-            disks.append(mine)
-        ebs = mine.setdefault("ebs", {})
-        ebs["snapshotID"] = offer.snapshot
-        cautions = unlocked(device, ebs, offer)
-        ebs.pop("encrypted", None)  # with a snapshot it follows from the snapshot
-        _at_least(ebs, offer.snapshot_size or GIB)
-        ebs |= settings
+    cautions = _take_volume(disks, family, offer, device, settings) if offer.snapshot else []
     if disks:
         spec["blockDeviceMappings"] = disks
+    return cautions
+
+
+def _take_volume(
+    disks: list[dict[str, Any]], family: str, offer: Offer, device: str, settings: Mapping[str, int]
+) -> list[str]:
+    """Map the volume's snapshot under its device; return cautions."""
+    cautions: list[str] = []
+    mine = next((each for each in disks if each.get("deviceName") == device), None)
+    if mine is None:
+        mine = {"deviceName": device, "ebs": {"volumeType": "gp3", "deleteOnTermination": True}}
+        # First where Karpenter goes by the last one: it would take the volume for the node's ephemeral storage.
+        disks.insert(0 if counts_the_last(family, disks) else len(disks), mine)
+    ebs = mine.setdefault("ebs", {})
+    ebs["snapshotID"] = offer.snapshot
+    cautions += unlocked(device, ebs, offer)
+    for follows_from_the_snapshot in ("encrypted", "kmsKeyID"):  # EC2 refuses a key without `encrypted`
+        ebs.pop(follows_from_the_snapshot, None)
+    _at_least(ebs, offer.snapshot_size or GIB)
+    if counts_the_last(family, disks) and disks == [mine]:
+        _at_least(ebs, ASSUMED * GIB)
+        cautions.append(
+            f"the node class maps no root disk, so Karpenter takes {device} for the nodes' ephemeral storage: it gets "
+            f"the {ASSUMED} GiB that Karpenter assumed before; map the root disk, with `rootVolume: true`, to say it"
+        )
+    ebs |= settings
     return cautions
 
 
@@ -289,7 +287,7 @@ def _has_root(disks: list[dict[str, Any]]) -> bool:
 
 def _take_user_data(spec: dict[str, Any], offer: Offer, *, hydrate: bool, keep_store: bool) -> list[str]:
     """Put parbake's parts into the user data, or take old ones out; return what speaks against it."""
-    family = _family(spec)
+    family = family_of(spec, silent=SILENT)
     if keep_store and family not in {"AL2023", "Custom"}:
         return [f"`keep_store` is for nodeadm, on Amazon Linux 2023, and the node class is of {family}"]
     parts = {"store": userdata.KEEP_STORE if keep_store else ""}
@@ -326,7 +324,7 @@ def _cautions(family: str, offer: Offer) -> list[str]:
 
 def _refusals(spec: Mapping[str, Any], after: Mapping[str, Any], offer: Offer, device: str) -> list[str]:
     found = []
-    family = _family(after)
+    family = family_of(after, silent=SILENT)
     settings = nodesettings.read(str(after.get("userData") or ""))
     storage = settings.against_storage(str(spec.get("instanceStorePolicy") or ""), family)
     if storage and settings.disabled_mounts:
@@ -342,21 +340,10 @@ def _refusals(spec: Mapping[str, Any], after: Mapping[str, Any], offer: Offer, d
         found.append(f"the volume is {offer.family}'s own, and the node class is of {family}")
     if "Bottlerocket" in {family, offer.family} and offer.snapshot and device != "/dev/xvdb":
         found.append(f"Bottlerocket looks for its data volume on /dev/xvdb, and the target says {device}")
-    roots = {each.get("deviceName") for each in _disks(after) if each.get("rootVolume")} or {_root(family)}
+    roots = {each.get("deviceName") for each in _disks(after) if each.get("rootVolume")} or {root_device(family)}
     if offer.snapshot and device in roots:
         found.append(f"{device} is the root disk of {family or 'these nodes'}: a volume needs a device of its own")
     return found
-
-
-def _root(family: str) -> str:
-    return _ROOTS.get(family, "/dev/xvda")
-
-
-def _family(spec: Mapping[str, Any]) -> str:
-    for term in spec.get("amiSelectorTerms") or []:
-        if term.get("alias"):
-            return ALIASES.get(term["alias"].partition("@")[0], "")
-    return str(spec.get("amiFamily") or "AL2")
 
 
 def _ids(spec: Mapping[str, Any]) -> list[str]:

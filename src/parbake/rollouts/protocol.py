@@ -57,7 +57,8 @@ class Offer(Frozen):
     ``image_size`` is that of the machine image's root snapshot: no root disk may be smaller. ``mount`` is user data
     that mounts the volume, ``hydrate`` what loads the hot blocks (cloud-boothooks), for targets that ask for them.
     ``family`` is whose nodes alone can take the volume (empty: any that mount it); ``encrypted``: its snapshot was
-    baked encrypted; ``runtime`` is what started the volume's images when it was verified (empty: unknown).
+    baked encrypted, with ``kms_key`` (empty: the account's own); ``runtime`` is what started the volume's images when
+    it was verified (empty: unknown).
     ``supersedes`` names (all of these ids, names or keys) what has never proven itself: nothing goes back to that.
     """
 
@@ -70,6 +71,7 @@ class Offer(Frozen):
     snapshot: str = ""
     snapshot_size: int = 0
     encrypted: bool = False
+    kms_key: str = ""
     family: Family = ""
     runtime: str = ""
     mount: str = ""
@@ -101,14 +103,20 @@ class Offer(Frozen):
 
 
 def unlocked(device: str, mapping: Mapping[str, Any], offer: Offer) -> tuple[str, ...]:
-    """Return the caution that a mapping loses its word on encryption: one with a snapshot may have none (EC2 API).
+    """Return the caution that a mapping loses its words on encryption: one with a snapshot may have none (EC2 API).
 
     ``mapping`` is what was there, in the words of Karpenter or of a launch template.
     """
-    if not offer.snapshot or offer.encrypted or not (mapping.get("encrypted") or mapping.get("Encrypted")):
+    key = mapping.get("kmsKeyID") or mapping.get("KmsKeyId") or ""
+    locked = bool(key or mapping.get("encrypted") or mapping.get("Encrypted"))
+    if not offer.snapshot or not locked or (offer.encrypted and key in {"", offer.kms_key}):
         return ()
+    was = f"had the key {key}" if key else "was `encrypted: true`"
+    if offer.encrypted:
+        has = f"encrypted with {offer.kms_key or 'the key of the account that baked it'}: name that key in the Bakefile"
+        return (f"{device} {was}, and a volume of a snapshot has the snapshot's: {offer.artefact} is {has}",)
     return (
-        f"{device} was `encrypted: true`, and a volume of a snapshot is encrypted as the snapshot is: {offer.artefact} "
+        f"{device} {was}, and a volume of a snapshot is encrypted as the snapshot is: {offer.artefact} "
         "was baked without `aws: {encrypted: true}`, so it stays encrypted only where the account encrypts by default",
     )
 

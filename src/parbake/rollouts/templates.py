@@ -70,7 +70,8 @@ def new_data(
             disks.append(mine)
         ebs = mine.setdefault("Ebs", {})
         ebs["SnapshotId"] = offer.snapshot
-        ebs.pop("Encrypted", None)  # with a snapshot it follows from the snapshot
+        for follows_from_the_snapshot in ("Encrypted", "KmsKeyId"):  # EC2 refuses a key without `Encrypted`
+            ebs.pop(follows_from_the_snapshot, None)
         _at_least(ebs, offer.snapshot_size)
         ebs |= {name.capitalize(): value for name, value in disk.items()}
         changes |= _with_mount(data, offer.mount)

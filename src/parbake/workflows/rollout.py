@@ -267,6 +267,7 @@ def offer(found: Sequence[Record], region: str | None, *, here: bool = False) ->
         snapshot=volume.snapshots[0].id if volume.snapshots else "",
         snapshot_size=volume.snapshots[0].size if volume.snapshots else 0,
         encrypted=any(each.plan.artefact.encrypted for each in found if each.plan.artefact.kind == "volume"),
+        kms_key=next((each.plan.artefact.kms_key for each in found if each.plan.artefact.kind == "volume"), ""),
         family=volume.family,
         runtime=runtime,
     )

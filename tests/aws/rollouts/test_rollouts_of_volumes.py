@@ -70,7 +70,12 @@ def test_a_volume_is_mounted_by_user_data(
 ) -> None:
     script = "#!/bin/sh\necho theirs\n"
     made = group() if target is GROUP else node_group("CUSTOM")
-    theirs = {**versions(made)[0]["LaunchTemplateData"], "UserData": base64.b64encode(script.encode()).decode()}
+    locked = {"DeviceName": "/dev/xvdb", "Ebs": {"VolumeSize": 50, "Encrypted": True, "KmsKeyId": "alias/theirs"}}
+    theirs = {
+        **versions(made)[0]["LaunchTemplateData"],
+        "UserData": base64.b64encode(script.encode()).decode(),
+        "BlockDeviceMappings": [*DISKS, locked],
+    }
     raw("ec2").create_launch_template_version(LaunchTemplateId=made, LaunchTemplateData=theirs)
     if target is GROUP:
         specification = {"LaunchTemplateId": made, "Version": "2"}
@@ -81,6 +86,7 @@ def test_a_volume_is_mounted_by_user_data(
     project(tmp_path, [{kind: {**target[kind], "throughput": 500, "iops": 6000}}], DATA)
     code, shown = parbake(capsys, "rollout", DATA.key, "--dry-run")
     assert "(mount, " in shown["targets"][0]["diff"], "and not kilobytes of base64"
+    assert ["had the key alias/theirs" in each for each in shown["targets"][0]["cautions"]] == [True]
     code, _ = parbake(capsys, "rollout", DATA.key, *QUICK)
     assert code == 0
     new = versions(made)[-1]
@@ -88,6 +94,7 @@ def test_a_volume_is_mounted_by_user_data(
     assert script in user_data(new)
     ebs = new["LaunchTemplateData"]["BlockDeviceMappings"][1]["Ebs"]
     assert (ebs["SnapshotId"], ebs["Throughput"], ebs["Iops"]) == ("snap-9", 500, 6000)
+    assert not {"Encrypted", "KmsKeyId"} & set(ebs), "EC2 takes no key without `Encrypted`, and neither with a snapshot"
     assert parbake(capsys, "rollout", DATA.key, *QUICK)[1]["changed"] is False
     assert parbake(capsys, "rollout", DATA.key, "--no-mount", *QUICK)[0] == 0
     assert user_data(versions(made)[-1]) == script

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from tests.fakes.aws.boto_clients import raw
+from tests.fakes.aws.mappings import dependency
 
 Answer = dict[str, Any]
 
@@ -131,6 +132,8 @@ class Fleets:
         image = _image(before)
         if str(wanted.get("AutoRollback")).lower() == "true" and not _revertible(before["Version"], image):
             raise Said("ValidationError", "AutoRollback is not possible with $Latest, $Default or a parameter")
+        if refused := _refused(desired):
+            raise Said("ValidationError", f"You must use a valid fully-formed launch template. {refused}")
         made = Refresh(
             name, len(self.refreshes) + 1, before, {"LaunchTemplate": desired}, wanted, len(group["Instances"])
         )
@@ -197,6 +200,8 @@ class Fleets:
             raise Said(
                 "InvalidParameterException", "Requested launch template version is not newer than the current one"
             )
+        if refused := _refused({"LaunchTemplateId": template["id"], "Version": template["version"]}):
+            raise Said("InvalidRequestException", refused)
         made = {
             "id": f"update-{len(self.updates.get(group, [])) + 1}", "status": "InProgress", "type": "VersionUpdate",
             "params": [{"type": "LaunchTemplateVersion", "value": template["version"]}], "errors": [],
@@ -294,6 +299,12 @@ def _number(specification: Answer) -> str:
 
 def _image(specification: Answer) -> str:
     return str(_version(specification)["LaunchTemplateData"].get("ImageId", ""))
+
+
+def _refused(specification: Answer) -> str:
+    """Return what EC2 says to a launch of a template's version; empty: it launches."""
+    mapped = _version(specification)["LaunchTemplateData"].get("BlockDeviceMappings", [])
+    return dependency(each.get("Ebs", {}) for each in mapped)
 
 
 def _revertible(version: str, image: str) -> bool:

@@ -22,6 +22,7 @@ from moto.ec2.models import ec2_backends
 from tests.fakes.aws.iam_recorder import tags_in_moto
 from tests.fakes.aws.instances import LOOKS, Hardware, Machine, Notes
 from tests.fakes.aws.interceptor import Between, Killed, refuse
+from tests.fakes.aws.mappings import dependency
 from tests.fakes.fastrestores import FastRestores
 from tests.fakes.policies import Tags
 
@@ -296,6 +297,8 @@ class Cloud(Between):
         tags = [spec for spec in arguments["TagSpecifications"] if spec["ResourceType"] in {"instance", "volume"}]
         plain = {key: value for key, value in arguments.items() if key != "InstanceMarketOptions"}
         plain["BlockDeviceMappings"] = self._mapped(image, arguments["BlockDeviceMappings"])
+        if wrong := dependency(each["Ebs"] for each in plain["BlockDeviceMappings"]):
+            raise refuse("InvalidParameterDependency", wrong)
         for each in plain["BlockDeviceMappings"]:
             snapshot = each["Ebs"].get("SnapshotId")
             if snapshot and snapshot not in self.contents:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
+from parbake.rollouts.families import family_of
 from tests.fakes.kubernetes.server import Server
 from tests.fakes.kubernetes.store import Object, Refused
 from tests.fakes.nodeadm import karpenter_refuses
@@ -210,6 +211,21 @@ class Karpenter:
             status=status,
         )
         return not self.unlaunchable
+
+
+def ephemeral_storage(spec: Object) -> str:
+    """Return what Karpenter counts on for pods: the root's size; of Custom without one, the last mapping's.
+
+    Source: ``instancetype/types.go``, and what the real 1.13 answered. Not modelled: local disks.
+    """
+    disks = spec.get("blockDeviceMappings") or []
+    ephemeral = "/dev/xvdb" if family_of(spec) == "Bottlerocket" else "/dev/xvda"
+    roots = [each for each in disks if each.get("rootVolume")]
+    if not roots and family_of(spec) == "Custom":
+        roots = disks[-1:]
+    elif not roots:
+        roots = [each for each in disks if each["deviceName"] == ephemeral]
+    return str((roots or [{}])[0].get("ebs", {}).get("volumeSize") or "20Gi")
 
 
 def _for(architecture: str) -> list[Object]:

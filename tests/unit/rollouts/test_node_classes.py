@@ -20,6 +20,7 @@ from parbake.rollouts import Change, Offer
 from parbake.rollouts.nodeclass import ANNOTATION, decide, decide_rollback, held
 from parbake.rollouts.userdata import KEEP_STORE, with_parts
 from tests.fakes.kubernetes import schemas
+from tests.fakes.kubernetes.karpenter import ephemeral_storage
 from tests.fakes.kubernetes.server import load_crds
 from tests.fakes.kubernetes.store import merge
 
@@ -118,6 +119,28 @@ CASES: dict[str, tuple[str, dict[str, Any], Offer, dict[str, Any]]] = {
             blockDeviceMappings=[disk("/dev/xvda", "20Gi"), disk("/dev/xvdb", "100Gi", encrypted=True)],
         ),
         VOLUME.model_copy(update={"encrypted": True}),
+        {},
+    ),
+    "volume-over-a-disk-with-a-key": (
+        NEW,
+        node_class(
+            amiSelectorTerms=[{"alias": "al2023@latest"}],
+            blockDeviceMappings=[
+                disk("/dev/xvda", "20Gi"),
+                disk("/dev/xvdb", "50Gi", encrypted=True, kmsKeyID="arn:aws:kms:eu-central-1:123456789012:key/k"),
+            ],
+        ),
+        VOLUME.model_copy(update={"encrypted": True, "kms_key": "alias/bakes"}),
+        {},
+    ),
+    "volume-on-custom-with-a-root-disk": (
+        NEW,
+        node_class(
+            amiFamily="Custom",
+            amiSelectorTerms=[{"id": "ami-0"}],
+            blockDeviceMappings=[disk("/dev/xvda", "100Gi")],
+        ),
+        VOLUME,
         {},
     ),
     "volume-on-another-device": (
@@ -355,6 +378,28 @@ def test_what_is_written_into_a_node_class(case: str) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
     assert path.read_text() == text
+
+
+LAB = VOLUME.model_copy(update={"snapshot_size": 8 * GIB})
+
+
+@pytest.mark.parametrize(
+    ("disks", "seen"),
+    [
+        ([disk("/dev/xvda", "100Gi")], "100Gi"),
+        ([{**disk("/dev/xvda", "100Gi"), "rootVolume": True}], "100Gi"),
+        ([], "20Gi"),
+    ],
+)
+def test_karpenter_counts_on_the_same_ephemeral_storage_after_a_volume_came(
+    disks: list[dict[str, Any]], seen: str
+) -> None:
+    """``seen`` is what the real Karpenter 1.13 said before; with the volume last it said 8Gi, and pods did not fit."""
+    found = node_class(amiFamily="Custom", amiSelectorTerms=[{"id": "ami-0"}], blockDeviceMappings=disks)
+    assert ephemeral_storage(found["spec"]) == seen
+    appended = {**found["spec"], "blockDeviceMappings": [*disks, disk("/dev/xvdb", "8Gi", snapshotID="snap-1")]}
+    assert ephemeral_storage(appended) == ("100Gi" if "rootVolume" in str(disks) else "8Gi"), "as it said"
+    assert ephemeral_storage(merge(found, decided(found, LAB, {}).payload)["spec"]) == seen
 
 
 def test_every_answer_has_its_case() -> None:

@@ -18,10 +18,10 @@ from parbake.core.model import GIB, Platform, Published, Snapshot
 from parbake.core.reference import Reference
 from parbake.core.units import quantity
 from parbake.core.yamltext import parse
+from parbake.rollouts.families import family_of
 from parbake.rollouts.nodesettings import read
 from parbake.workflows.lint import RULES, Bake, bakes_of, examine, gather, of_bakefile, of_record, sarif, together
 from parbake.workflows.lint.bakes import BakedImage
-from parbake.workflows.lint.nodes import family_of
 from tests.fakes.plans import digest, image, plan, record
 
 ROOT = Path(__file__).parents[3]

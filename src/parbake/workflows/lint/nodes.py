@@ -16,7 +16,7 @@ from parbake.core.reference import Reference
 from parbake.core.units import quantity
 from parbake.core.yamltext import Where
 from parbake.images.workloads import Thing
-from parbake.rollouts.nodeclass import ALIASES
+from parbake.rollouts.families import default_disks, family_of, root_device
 from parbake.rollouts.nodesettings import NodeSettings, of_config, read
 from parbake.workflows.lint.bakes import Bake, gib
 from parbake.workflows.lint.rules import Finding, finding
@@ -31,10 +31,6 @@ _KUBELETS: dict[str, Where] = {
 }
 _HIGH, _LOW = 85, 80
 _DATA_DEVICES = {"Bottlerocket": "/dev/xvdb"}
-_ROOT_DEVICES = {"Ubuntu": "/dev/sda1"}
-# What a volume is without a mapping: Karpenter's defaults, in GiB.
-_DEFAULT_SIZES = {("Bottlerocket", "/dev/xvda"): 4}
-_DEFAULT_SIZE = 20
 # Families whose nodes mount and grow what user data tells them to; Bottlerocket does both by itself.
 _BY_USER_DATA = {"", "AL2", "AL2023", "Ubuntu"}
 _MOUNTS = re.compile(r"parbake-mount\.sh|LABEL=parbake|by-label/parbake|mount\b[^\n]*/var/lib/(?:containerd|docker)")
@@ -70,15 +66,6 @@ def _node_class(thing: Thing, bakes: tuple[Bake, ...]) -> Iterator[Finding]:
     yield from _disks(thing, spec, family, bakes)
     if spec.get("userData"):
         yield from _settings(thing, ("spec", "userData"), settings, bakes, family)
-
-
-def family_of(spec: Mapping[str, Any]) -> str:
-    """Return the family of a node class: by its alias, else as it says; empty where it says nothing."""
-    for term in _list(spec.get("amiSelectorTerms")):
-        alias = str(_map(term).get("alias") or "").partition("@")[0]
-        if alias:
-            return ALIASES.get(alias, "")
-    return str(spec.get("amiFamily") or "")
 
 
 def _images(thing: Thing, spec: Mapping[str, Any], family: str, bakes: tuple[Bake, ...]) -> Iterator[Finding]:
@@ -159,18 +146,20 @@ def _root(thing: Thing, family: str, mappings: list[Mapping[str, Any]], bakes: t
     machines = [bake for bake in bakes if bake.kind == "machine-image" and bake.size]
     if not machines or len(machines) < len(bakes):
         return
-    device = _ROOT_DEVICES.get(family, "/dev/xvda")
+    device = root_device(family)
     least = min(bake.size for bake in machines)
+    marked = any(mapping.get("rootVolume") is True for mapping in mappings)
     for index, mapping in enumerate(mappings):
-        if mapping.get("deviceName") == device or mapping.get("rootVolume") is True:
+        if mapping.get("rootVolume") is True if marked else mapping.get("deviceName") == device:
             given = quantity(_map(mapping.get("ebs")).get("volumeSize"))
             if given and given < least:
                 at = ("spec", "blockDeviceMappings", index, "ebs", "volumeSize")
-                message = f"{device} has {gib(given)}, and the baked AMI's root volume {gib(least)}"
+                name = mapping.get("deviceName")
+                message = f"{name} has {gib(given)}, and the baked AMI's root volume {gib(least)}"
                 yield finding("volume-too-small", thing, at, message)
             return
-    default = _DEFAULT_SIZES.get((family, device), _DEFAULT_SIZE) * GIB
-    if not mappings and default < least:
+    default = default_disks(family).get(device, 0) * GIB  # 0: those of the AMI
+    if not mappings and 0 < default < least:
         message = (
             f"no blockDeviceMappings: Karpenter makes {device} {gib(default)}, and the baked AMI needs {gib(least)}"
         )
