@@ -26,6 +26,7 @@ from parbake.core.errors import CommandFailed, ContainerdError, DeadlineExceeded
 
 if TYPE_CHECKING:
     from parbake.containerd.client import Client
+    from parbake.containerd.cri import Cri
 
 # containerd takes addresses of up to 104 bytes, and makes a second one by adding `.ttrpc`.
 _LONGEST_ADDRESS = 104 - len(".ttrpc")
@@ -42,6 +43,7 @@ class Daemon:
     ``folder`` holds what it needs while it lives: configuration, socket, state, log (``containerd.log``), and the logs
     of pods, which it finds nowhere else. ``cri`` adds
     the CRI plugin (pods need runc and the shim), whose pods get ``sandbox_image`` as their pause container;
+    ``limits`` hold for all of them together (default: ``Limits.of_machine``), and
     ``containerd`` is the path of the program when it is not the one on PATH. Enter it from a thread that lives as long
     as the daemon is needed (see ``run.Process``), in the mount namespace in which ``root`` is mounted. Raises
     EnvironmentProblem when a program is missing, BadBase for a store that leads elsewhere, ContainerdError with the end
@@ -57,12 +59,15 @@ class Daemon:
         sandbox_image: str = "",
         containerd: str | None = None,
         patience: float = 1.0,
+        limits: cgroups.Limits | None = None,
     ) -> None:
         self.root = root.absolute()
         self.folder = folder.absolute()
         self.log = self.folder / "containerd.log"
         self.cgroup_parent = cgroups.name() if cri else ""
         """The cgroup for pods of this daemon: ``Cri`` takes it, and it is removed with the daemon."""
+        self.limits = limits or cgroups.Limits.of_machine()
+        """What its pods get at most, where ``cgroups`` can limit it."""
         self._cri = cri
         self._sandbox_image = sandbox_image
         self._program = containerd or "containerd"
@@ -80,7 +85,7 @@ class Daemon:
             self.socket = self._short_socket(stack)
             self.socket.unlink(missing_ok=True)
             if self._cri:
-                stack.enter_context(cgroups.owned(self.cgroup_parent))
+                stack.enter_context(cgroups.owned(self.cgroup_parent, self.limits))
             self._process = stack.enter_context(self._start())
             self._wait()
             self._stack = stack.pop_all()
@@ -95,6 +100,16 @@ class Daemon:
 
         places = {STORE: self.root, OWN: self.folder}
         return connect(self.socket, namespace=namespace, patience=self._patience, places=places)
+
+    def cri(self, client: Client) -> Cri:
+        """Return the CRI of a client of this daemon. Its pods run on this machine, so they are confined and limited."""
+        from parbake.containerd.cri import Cri
+
+        return Cri(client.connection, cgroup_parent=self.cgroup_parent, confined=True)
+
+    def exceeded(self) -> str:
+        """Return which of its limits the pods have reached so far, as a sentence; "" for none."""
+        return self.limits.reached(self.cgroup_parent)
 
     @property
     def alive(self) -> bool:

@@ -18,7 +18,7 @@ import pytest
 
 from parbake.coldstart.trace import Overrun, Recorder, device_of, load, merged, owned
 from parbake.coldstart.trace.tracefs import BUFFER, sweep, tracefs
-from parbake.core import run
+from parbake.core import cgroups, run
 from parbake.core.errors import EnvironmentProblem
 from parbake.core.events import Events
 from parbake.core.model import EBS_BLOCK
@@ -187,7 +187,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerRegistr
     with DockerRegistry(tmp_path_factory.mktemp("registry")) as running:
         base = layer({"bin/": None, "bin/busybox": BUSYBOX, "big": os.urandom(20 << 20)})
         config = {"Entrypoint": ["/bin/busybox"], "Cmd": ["cat", "/own"]}
-        for name in ("one", "two"):
+        for name in ("one", "two", "three"):
             own = layer({"own": os.urandom(2 << 20) + name.encode()})
             push(running.url, f"team/{name}", image(base, own, config=config), tag="1")
         yield running
@@ -255,16 +255,28 @@ def test_a_rehearsal_that_overran_is_repeated(
     assert sum(read.length for read in part.reads) * 512 > len(BUSYBOX) // 2 + (2 << 20)
 
 
-def test_an_image_that_does_not_start_is_skipped(registry: DockerRegistry, tmp_path: Path) -> None:
+def test_an_image_that_does_not_start_or_takes_too_much_is_skipped(
+    registry: DockerRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     entries = [
         {"reference": f"{registry.host}/team/one:1", "startup": {"command": ["/bin/busybox", "false"], "up": "exit"}},
         {"reference": f"{registry.host}/team/two:1", "startup": {"up": "exit"}},
+        {
+            "reference": f"{registry.host}/team/three:1",
+            "startup": {
+                "command": ["/bin/busybox", "dd", "if=/dev/zero", "of=/dev/null", "bs=700M", "count=1"],
+                "up": "exit",
+            },
+        },
     ]
     path = bakefile(tmp_path / "here", entries, base="none", size="256MiB")
     bake(path)
+    monkeypatch.setattr(cgroups.Limits, "of_machine", lambda: cgroups.Limits(memory=128 << 20, tasks=150))
     (artefact,) = (path.parent / "artefacts").glob("*.raw")
     told = parbake("trace", str(artefact), "-f", path, "--json").good()
     assert "ended with code 1" in told["skipped"][f"{registry.host}/team/one:1"]
+    assert "ended with code 137 (OOMKilled)" in told["skipped"][f"{registry.host}/team/three:1"]
+    assert "all of the 128 MiB of memory" in told["skipped"][f"{registry.host}/team/three:1"]
     assert list(told["seconds"]) == [f"{registry.host}/team/two:1"]
     # A trace of another file system is refused, one of its own is taken.
     kept = artefact.with_name(artefact.name + ".trace").rename(tmp_path / "own.trace")

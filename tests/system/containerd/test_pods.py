@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from parbake.containerd import Client, Cri, Daemon, NotFound
 from parbake.containerd.cri import ContainerStatus, log_text
-from parbake.core import mounts
+from parbake.core import cgroups, mounts
 from parbake.core.run import Deadline
 from tests.fakes.containerd_support import busybox, fill, pause, shared_places, traces_of
 
@@ -18,6 +19,7 @@ pytestmark = pytest.mark.root
 
 APP = "registry.test/team/app:1"
 PAUSE = "localhost/pause:1"
+LIMITS = cgroups.Limits(memory=128 << 20, tasks=150)
 
 
 @pytest.fixture(scope="module")
@@ -26,24 +28,28 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def client(place: Path) -> Iterator[Client]:
+def daemon(place: Path) -> Iterator[Daemon]:
     before = shared_places()
     with Daemon(place / "store", place / "fill") as daemon, daemon.client() as client:
         fill(client, PAUSE, pause())
         fill(client, APP, busybox(Entrypoint=["/bin/busybox"], Cmd=["cat", "/greeting"], Env=["FROM=image"]))
-    with Daemon(place / "store", place / "run", cri=True, sandbox_image=PAUSE) as daemon, daemon.client() as client:
-        # As another process would find it: Cri gets the daemon's cgroup through the fixture below.
-        (place / "cgroup").write_text(daemon.cgroup_parent)
-        yield client
+    with Daemon(place / "store", place / "run", cri=True, sandbox_image=PAUSE, limits=LIMITS) as daemon:
+        yield daemon
     assert traces_of(str(place)) == []
     assert shared_places() == before
     cgroups = Path("/sys/fs/cgroup")  # v2, v1
     assert [*cgroups.glob(daemon.cgroup_parent[1:]), *cgroups.glob(f"*{daemon.cgroup_parent}")] == []
 
 
+@pytest.fixture(scope="module")
+def client(daemon: Daemon) -> Iterator[Client]:
+    with daemon.client() as client:
+        yield client
+
+
 @pytest.fixture
-def cri(client: Client, place: Path) -> Cri:
-    return Cri(client.connection, cgroup_parent=(place / "cgroup").read_text())
+def cri(daemon: Daemon, client: Client) -> Cri:
+    return daemon.cri(client)
 
 
 def ended(cri: Cri, container: str) -> ContainerStatus:
@@ -97,6 +103,46 @@ def test_command_arguments_environment_and_failure(cri: Cri, place: Path) -> Non
         status = ended(cri, container)
         assert (status.exit_code, status.reason) == (7, "Error")
         assert sorted(log_text((place / "run/logs/fail.log").read_bytes()).splitlines()) == ["image pod", "wrong"]
+
+
+def said(cri: Cri, place: Path, script: str) -> tuple[ContainerStatus, str]:
+    with cri.pod("said", log_directory=place / "run/logs") as pod:
+        command = ["/bin/sh", "-c", script]
+        container = cri.create_container(pod, "app", APP, command=command, log_path="said.log")
+        cri.start_container(container)
+        status = ended(cri, container)
+        text = log_text((place / "run/logs/said.log").read_bytes())
+        (place / "run/logs/said.log").unlink()
+    return status, text
+
+
+def test_what_runs_on_this_machine_is_confined(cri: Cri, place: Path) -> None:
+    """``unshare`` of a user namespace is what the runtime's profile refuses to those without CAP_SYS_ADMIN."""
+    disk = place.stat().st_dev
+    script = f"""PATH=/bin; busybox cat /proc/self/status
+        busybox unshare -U busybox echo in a namespace
+        busybox mount -t tmpfs none /bin && echo mounted
+        busybox mknod /disk b {os.major(disk)} {os.minor(disk)} && busybox head -c 1 /disk >/null && echo read a disk
+        echo 1 >/proc/sys/vm/drop_caches && echo changed a setting
+        busybox wc -c /proc/keys /proc/timer_list"""
+    _, text = said(cri, place, script)
+    status = dict(line.split(":", 1) for line in text.splitlines() if ":\t" in line)
+    assert (status["Seccomp"].strip(), status["NoNewPrivs"].strip()) == ("2", "1")
+    assert int(status["CapBnd"], 16) == int(status["CapEff"], 16) == 0xA80425FB  # those of containerd's own default
+    assert {"in a namespace", "mounted", "read a disk", "changed a setting"}.isdisjoint(text.splitlines())
+    assert "0 total" in text  # both are masked
+
+
+def test_memory_and_processes_have_a_limit_that_is_told(daemon: Daemon, cri: Cri, place: Path) -> None:
+    assert daemon.exceeded() == ""
+    status, _ = said(cri, place, "exec /bin/busybox dd if=/dev/zero of=/dev/null bs=700M count=1")
+    assert (status.exit_code, status.reason) == (137, "OOMKilled")
+    assert daemon.exceeded() == "it had used all of the 128 MiB of memory that it gets on this machine"
+    script = 'i=0; while [ $i -lt 400 ]; do /bin/sleep 20 & i=$((i+1)); echo "$i"; done'
+    status, text = said(cri, place, script)
+    assert status.exit_code != 0
+    assert 100 < len([line for line in text.splitlines() if line.isdigit()]) < LIMITS.tasks
+    assert "Resource temporarily unavailable" in text
 
 
 def test_an_image_that_is_not_there(cri: Cri) -> None:

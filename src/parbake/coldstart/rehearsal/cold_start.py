@@ -43,7 +43,7 @@ def cold_start(
         if plan.sandbox is None or pull:
             sandbox.import_image(client, folder / "pause", name, Platform.host())
         stages["containerd"] = time.monotonic() - begun
-        cri = Cri(client.connection, cgroup_parent=daemon.cgroup_parent)
+        cri = daemon.cri(client)
         if pull:
             begun = time.monotonic()
             cri.pull_image(image.names[0])
@@ -55,7 +55,7 @@ def cold_start(
         raise NotStarted(error.message) from error
     if started.seconds is None:
         last = started.output.strip().splitlines()[-1:]
-        raise NotStarted("; ".join([*started.problems, *last]))
+        raise NotStarted("; ".join(filter(None, [*started.problems, *last, daemon.exceeded()])))
     stages |= {"sandbox": started.sandbox_seconds or 0.0, "start": started.seconds}
     return {stage: round(seconds, 3) for stage, seconds in stages.items()}
 

@@ -11,7 +11,7 @@ from parbake.coldstart.rehearsal.overlay import writable
 from parbake.coldstart.trace import Overrun, Part, Recorder, Trace, described, device_of
 from parbake.coldstart.trace.owners import Described
 from parbake.coldstart.trace.tracefs import BUFFER, LARGEST_BUFFER
-from parbake.core import run
+from parbake.core import cgroups, run
 from parbake.core.model import Image, Plan, Platform
 from parbake.core.netns import no_network
 from parbake.core.plan import starting
@@ -33,6 +33,8 @@ def rehearse_volume(artefact: Path, plan: Plan, events: Events, work: Path) -> T
     if plan.platform.architecture != Platform.host().architecture:
         why = f"it is for {plan.platform} and this machine is {Platform.host()}: record a trace on a node"
         skipped = {image.reference: why for image in plan.images}
+    elif not cgroups.can_limit():
+        events.warn("the rehearsed images get no limit of memory and processes: cgroups cannot be limited here")
     with disk.private_mounts(), no_network():
         for number, image in enumerate(starting(plan) if not skipped else ()):
             with events.stage(f"rehearse {image.reference}", f"Rehearse {image.reference} with cold caches"):
