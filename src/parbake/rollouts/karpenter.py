@@ -302,7 +302,8 @@ def judge(
 ) -> RolloutProgress:
     """Say how far the nodes of a node class are; pure."""
     claims = sorted(claims, key=lambda claim: str(claim["metadata"]["name"]))
-    waiting = list(_unresolved(node_class, wanted))
+    pools = tuple(pools)
+    waiting = [*_unresolved(node_class, wanted), *(text for pool in pools for text in _pool_not_ready(pool))]
     resolved = not waiting
     hash_wanted = node_class["metadata"].get("annotations", {}).get(_HASH, "")
     images = wanted.images or tuple(each.get("id", "") for each in node_class.get("status", {}).get("amis", []))
@@ -336,13 +337,43 @@ def _unresolved(node_class: Mapping[str, Any], wanted: TargetState) -> Iterable[
     known = [each.get("id") for each in status.get("amis", [])]
     if wanted.image and not set(wanted.images) & set(known):
         yield f"Karpenter has not resolved {wanted.image} yet (it has {', '.join(map(str, known)) or 'nothing'})"
+    yield from _not_ready(node_class)
+
+
+def _not_ready(node_class: Mapping[str, Any]) -> Iterable[str]:
+    """Say, in the words of its conditions, why a node class is not ``Ready`` at its current generation.
+
+    ``Ready`` is Unknown, and not False, where Karpenter could not finish to validate the class: a launch template that
+    cannot be made, a RunInstances that EC2 refuses (its ``nodeclass/validation.go``; operatorpkg, ``status``). What it
+    could not finish then keeps the generation of before. The API before v1 has classes without conditions.
+    """
+    conditions = {each["type"]: each for each in node_class.get("status", {}).get("conditions", [])}
+    if "Ready" not in conditions:
+        if str(node_class.get("apiVersion", "")).endswith("/v1"):
+            yield "Karpenter has not said yet whether the node class is Ready"
+        return
     generation = node_class["metadata"].get("generation", 0)
-    for condition in status.get("conditions", []):
-        if condition["type"] == "Ready" and condition.get("observedGeneration", generation) < generation:
-            yield "Karpenter has not seen the change yet"
-        elif condition.get("status") == "False":
-            message = condition.get("message") or condition.get("reason") or "no reason given"
-            yield f"the node class is not {condition['type']}: {message}"
+    old = [kind for kind, each in conditions.items() if each.get("observedGeneration", generation) < generation]
+    if "Ready" in old:
+        yield "Karpenter has not seen the change yet"
+        old = []
+    for kind, condition in conditions.items():
+        if kind in old:
+            yield f"Karpenter has not come to {kind} since the change: where that lasts, its log says why"
+        elif condition.get("status") != "True":
+            yield f"the node class is not {kind}: {_words(condition)}"
+
+
+def _pool_not_ready(pool: Mapping[str, Any]) -> Iterable[str]:
+    """Say why Karpenter starts no node for a NodePool; those before Karpenter v1.0 have no such condition."""
+    for condition in pool.get("status", {}).get("conditions", []):
+        if condition["type"] == "Ready" and condition.get("status") != "True":
+            yield f"NodePool {pool['metadata']['name']} is not Ready: {_words(condition)}"
+
+
+def _words(condition: Mapping[str, Any]) -> str:
+    said = [condition.get("reason"), condition.get("message")]
+    return ": ".join(dict.fromkeys(str(each) for each in said if each)) or "no reason given"
 
 
 def _behind(claim: Mapping[str, Any], images: tuple[str, ...], hash_wanted: str) -> str | None:

@@ -47,6 +47,8 @@ class Karpenter:
     blocked: dict[str, str] = field(default_factory=dict)
     unlaunchable: str = ""
     """Why no instance can be launched; empty when it can."""
+    invalid: bool = False
+    """Whether a change from now on cannot be validated, as of user data that cannot be read."""
     version: str = "v1"
 
     def __post_init__(self) -> None:
@@ -81,6 +83,8 @@ class Karpenter:
             name = each["metadata"]["name"]
             classes[name] = self.server.get("ec2nodeclasses", name, self.version)
         pools = {each["metadata"]["name"]: each for each in self.server.list("nodepools", self.version)}
+        for each in pools.values():
+            self._pool(each, classes)
         going: dict[str, int] = {}
         launched = [each for each in self.server.list("nodeclaims") if each["status"].get("imageID")]
         for claim in launched:
@@ -123,13 +127,34 @@ class Karpenter:
         ready = _condition("Ready", "True", "Ready", "")
         if not winners:
             ready = _condition("Ready", "False", "AMINotFound", "AMISelector did not match any AMIs")
-        elif said := karpenter_refuses(node_class["spec"].get("userData", "")):  # as Karpenter 1.13 answered
-            ready = _condition("Ready", "Unknown", "ReconcilingDependents", said)
-        conditions = [{**ready, "observedGeneration": node_class["metadata"]["generation"]}]
+        conditions = self._conditions(node_class, ready)
         if node_class["metadata"].get("annotations", {}).get(HASH) != digest:
             hashed = {"metadata": {"annotations": {HASH: digest}}}
             self.server.change("ec2nodeclasses", name, hashed, self.version, manager="karpenter")
         self._say("ec2nodeclasses", node_class, {"amis": amis, "conditions": conditions}, self.version)
+
+    def _conditions(self, node_class: Object, ready: Object) -> list[Object]:
+        """Return what Karpenter says of a class; where it cannot validate, of the one before (Karpenter 1.13)."""
+        generation = node_class["metadata"]["generation"]
+        before = {each["type"]: each for each in node_class.get("status", {}).get("conditions", [])}
+        refused = karpenter_refuses(node_class["spec"].get("userData", ""))
+        validated = generation
+        if self.invalid or refused:
+            validated = before.get("ValidationSucceeded", {}).get("observedGeneration", 0)
+        valid = {**_condition("ValidationSucceeded", "True", "", ""), "observedGeneration": validated}
+        if validated < generation:
+            ready = _condition("Ready", "Unknown", "ReconcilingDependents", refused or "ValidationSucceeded=True")
+        return [valid, {**ready, "observedGeneration": generation}]
+
+    def _pool(self, pool: Object, classes: dict[str, Object]) -> None:
+        """Say of a NodePool what its node class says."""
+        node_class = classes.get(pool["spec"]["template"]["spec"]["nodeClassRef"]["name"], {})
+        conditions = node_class.get("status", {}).get("conditions", [])
+        is_ready = any((each["type"], each["status"]) == ("Ready", "True") for each in conditions)
+        ready = _condition("Ready", "True", "Ready", "")
+        if not is_ready:
+            ready = _condition("Ready", "False", "NodeClassReady", "NodeClass not ready")
+        self._say("nodepools", pool, {**pool.get("status", {}), "conditions": [ready]}, self.version)
 
     def _say(self, plural: str, about: Object, status: Object, version: str = "v1") -> None:
         """Write a status, unless it is what the object has, as controllers do."""
@@ -162,7 +187,7 @@ class Karpenter:
             )
             return False
         fitting = [a for a in node_class["status"]["amis"] if a["requirements"] == claim["spec"]["requirements"]]
-        if karpenter_refuses(node_class["spec"].get("userData", "")):
+        if node_class["status"]["conditions"][-1]["status"] != "True":
             return False
         if not fitting or not self._launch(pool, node_class, fitting[0]["requirements"]):
             return False

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from parbake.rollouts.karpenter import judge
+from parbake.rollouts.protocol import TargetState
 from tests.fakes.clusters import NEEDS_KUBECTL, machine_image, parbake, project
 from tests.fakes.kubernetes.karpenter import Karpenter
 from tests.fakes.kubernetes.server import Server, serving
@@ -73,6 +75,37 @@ def test_an_image_that_karpenter_does_not_find(tmp_path: Path, capsys: pytest.Ca
     assert code == 1
     assert "Karpenter has not resolved ami-404 yet" in error["message"]
     assert "AMISelector did not match any AMIs" in error["message"]
+
+
+@pytest.mark.usefixtures("in_turns")
+@pytest.mark.parametrize("nodes", [0, 2])
+def test_a_class_that_cannot_be_validated_is_no_success(
+    cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], nodes: int
+) -> None:
+    """Ready is Unknown then, of the new generation, and not False: as Karpenter 1.13 said of user data with CRLF."""
+    project(tmp_path, [GPU], FIRST)
+    for claim in server.list("nodeclaims")[nodes:]:
+        server.delete("nodeclaims", claim["metadata"]["name"])
+    cluster.step()
+    cluster.invalid = True
+    code, error = parbake(capsys, "rollout", FIRST.key, "--deadline", "2")
+    assert (code, error["error"]) == (1, "Stalled"), error
+    for said in (
+        "the node class is not Ready: ReconcilingDependents: ValidationSucceeded=True",
+        "Karpenter has not come to ValidationSucceeded since the change",
+        "NodePool gpu is not Ready: NodeClassReady: NodeClass not ready",
+    ):
+        assert said in error["message"]
+    assert "`parbake rollback`" in error["hint"]
+    cluster.invalid = False
+    assert parbake(capsys, "rollback")[0] == 0
+    assert images(server) == ["ami-0"] * nodes
+
+
+@pytest.mark.parametrize(("version", "done"), [("v1", False), ("v1beta1", True)])
+def test_a_class_of_which_karpenter_says_nothing_is_ready_only_before_v1(version: str, done: bool) -> None:
+    found = {"apiVersion": f"karpenter.k8s.aws/{version}", "metadata": {"generation": 1}, "status": {}}
+    assert judge(found, [], [], TargetState(snapshot="snap-1")).done is done
 
 
 def test_bad_input_is_told(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
