@@ -12,7 +12,7 @@ from typing import Any, override
 
 from parbake.bakefile.targets import KarpenterTarget
 from parbake.core.errors import InputError, RolloutError, TargetMoved
-from parbake.rollouts import nodeclass
+from parbake.rollouts import nodeclass, variants
 from parbake.rollouts.cluster import Cluster
 from parbake.rollouts.nodeclass import AmiSelector
 from parbake.rollouts.pointers import Pointer, pointer_of
@@ -54,7 +54,10 @@ class Karpenter(Rollout):
         target, selector = self.target, self._chosen()
         change = nodeclass.decide(found, offer, **nodeclass.options_of(target), selector=selector)
         self._need_known(change)
-        refused = wrong_architecture(self._pools(), offer.architectures) if offer.image else ()
+        refused: tuple[str, ...] = ()
+        if offer.image:
+            pools, claims = self._pools_and_claims()
+            refused = (*wrong_architecture(pools, offer.architectures), *variants.several(found, pools, claims))
         others = other_runtime(self._nodes(), offer.runtime) if offer.runtime and not offer.image else ()
         cautions = (*change.cautions, *others)
         return self._judged(found, replace(change, refusals=(*change.refusals, *refused), cautions=cautions))
