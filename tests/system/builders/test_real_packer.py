@@ -27,6 +27,7 @@ from parbake.core.errors import CommandFailed, Interrupted
 from parbake.core.events import Events
 from parbake.core.model import GIB, Artefact, Base, Plan
 from parbake.core.run import Deadline, run
+from parbake.images import pause
 from parbake.workflows.export import write
 from tests.aws.conftest import aws_mock, environment
 from tests.fakes import real_packer
@@ -53,7 +54,8 @@ class Place:
         self.registry = DockerRegistry(folder)
         self.registry.start()
         stack.callback(self.registry.stop)
-        self.daemon = stack.enter_context(Daemon(folder / "store", folder / "run"))
+        daemon = Daemon(folder / "store", folder / "run", cri=True, sandbox_image=pause.REFERENCE)
+        self.daemon = stack.enter_context(daemon)
         port = free_port()
         self.node = stack.enter_context(real_packer.node(folder, port, folder / "run"))
         self.endpoint = stack.enter_context(Endpoint(REGION, self.launched))
