@@ -15,13 +15,16 @@ from typing import Any, Final, Self
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
 from parbake.containerd import Client, Daemon
+from parbake.containerd.own_root import STORE
 from parbake.containerd.proto import common_pb2
 from parbake.containerd.snapshots import folders
+from parbake.core import mounts
 from parbake.core.errors import ParbakeError
 from parbake.core.model import Descriptor
 from tests.fakes.layers import PLAIN, digest
 from tests.fakes.trees import Node, scan
 
+_MS_REMOUNT, _MS_BIND = 32, 4096  # mount(2)
 _APPLY: Final = "/containerd.services.diff.v1.Diff/Apply"
 
 
@@ -49,6 +52,16 @@ def _messages() -> tuple[type[message.Message], type[message.Message]]:
 _Request, _Reply = _messages()
 
 
+class _FollowingDaemon(Daemon):
+    """A containerd on a store in which links are followed, as a node's does."""
+
+    def _build(self, at: Path, programs: list[Path]) -> None:
+        super()._build(at, programs)
+        store = at / STORE.relative_to("/")
+        mounts.bind(self.root, store)
+        assert not mounts.attach("none", store, flags=_MS_REMOUNT | _MS_BIND)  # what the mount forbade, it allows again
+
+
 class Containerd:
     """A containerd of our own below a folder; use with ``with``, in the mount namespace of that folder."""
 
@@ -60,7 +73,7 @@ class Containerd:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            daemon = stack.enter_context(Daemon(self._folder / "root", self._folder / "run"))
+            daemon = stack.enter_context(_FollowingDaemon(self._folder / "root", self._folder / "run"))
             self._client = stack.enter_context(daemon.client())
             self._client.make_namespace()
             stack.enter_context(self._client.lease("stacks"))  # else its garbage collection takes what is under way
@@ -79,28 +92,35 @@ class Containerd:
         refusal = ""
         for place, layer in enumerate(layers):
             key, name = f"key-{number}-{place}", f"layer-{number}-{place}"
-            mounts = snapshots.prepare(key, names[-1] if names else "")
+            mounted = snapshots.prepare(key, names[-1] if names else "")
             try:
-                self._apply(layer, mounts)
+                self._apply(layer, mounted)
             except ParbakeError as error:
                 refusal = error.message
                 snapshots.remove(key)
                 break
-            trees.append(scan(folders(mounts).upper))
+            trees.append(scan(folders(mounted).upper))
             snapshots.commit(name, key)
             names.append(name)
         for name in reversed(names):
             snapshots.remove(name)
         return trees, refusal
 
-    def _apply(self, layer: bytes, mounts: Sequence[Any]) -> None:
+    def _apply(self, layer: bytes, mounted: Sequence[Any]) -> None:
         blob = Descriptor(media_type=PLAIN, digest=digest(layer), size=len(layer))
         self._client.content.write(blob, layer, {})
         request = _Request(
             descriptor=common_pb2.Descriptor(media_type=blob.media_type, digest=blob.digest, size=blob.size),
             mount=[
-                common_pb2.Mount(type=each.type, source=each.source, options=each.options) for each in mounts
+                common_pb2.Mount(
+                    type=each.type, source=self._theirs(each.source), options=map(self._theirs, each.options)
+                )
+                for each in mounted
             ],
-        )  # fmt: skip
+        )
         metadata = (("containerd-namespace", self._client.namespace),)
         self._client.connection.unary(_APPLY, request, _Reply, metadata=metadata)
+
+    def _theirs(self, text: str) -> str:
+        """Return what a mount says in the words of the daemon's own root."""
+        return text.replace(str(self._folder / "root"), str(STORE))
