@@ -52,7 +52,7 @@ def _messages() -> tuple[type[message.Message], type[message.Message]]:
 _Request, _Reply = _messages()
 
 
-class _FollowingDaemon(Daemon):
+class FollowingDaemon(Daemon):
     """A containerd on a store in which links are followed, as a node's does."""
 
     def _build(self, at: Path, programs: list[Path]) -> None:
@@ -73,7 +73,7 @@ class Containerd:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            daemon = stack.enter_context(_FollowingDaemon(self._folder / "root", self._folder / "run"))
+            daemon = stack.enter_context(FollowingDaemon(self._folder / "root", self._folder / "run"))
             self._client = stack.enter_context(daemon.client())
             self._client.make_namespace()
             stack.enter_context(self._client.lease("stacks"))  # else its garbage collection takes what is under way

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from parbake.aws import Stamp, ebs
-from parbake.core.blocks import BlockList
+from parbake.builders.ebs import base_of
 from parbake.core.errors import AwsError, InputError
 from parbake.core.events import Events
 from parbake.core.model import EBS_BLOCK, GIB, Artefact, Base
@@ -121,4 +121,4 @@ def test_an_ami_as_base_is_fetched_once_and_is_the_parent(
     before = cloud.calls["GetSnapshotBlock"]
     build(tmp_path, onto.model_copy(update={"keep_layers": True}))
     assert cloud.calls["GetSnapshotBlock"] == before
-    assert BlockList.read(tmp_path / f"cache/amis/{base.image}.raw.blocks").blocks.keys() == {0, 5, 900}
+    assert base_of(base.image, "eu-west-1", Events()).blocks.blocks.keys() == {0, 5, 900}

@@ -73,7 +73,7 @@ HERE = (
     Case("README.md", shortcuts=frozenset({"bake", "demo"}) | ROLLOUTS, afresh=True, cut_short=("bake", "demo")),
     Case(
         "docs/reference/cli.md",
-        shortcuts=frozenset({"init", "bake", "verify", "demo", "copy", "fetch", "export", "fleet"}) | ROLLOUTS,
+        shortcuts=frozenset({"init", "bake", "demo", "copy", "fetch", "export", "fleet"}) | ROLLOUTS,
         proven=True,
     ),
     Case("docs/how-to/karpenter.md", shortcuts=ROLLOUTS),
