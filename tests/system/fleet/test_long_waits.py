@@ -15,9 +15,11 @@ from temporalio import activity
 from temporalio.client import Client, WorkflowHandle, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import WorkflowEnvironment
-from temporalio.worker import Worker
+from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Worker
 
+from parbake.fleet.engine.calls import Answering
 from parbake.fleet.engine.rollout_tasks import (
+    Approval,
     AuditRequest,
     GateRequest,
     IdentifyRequest,
@@ -32,7 +34,7 @@ from parbake.fleet.engine.rollout_tasks import (
     WaveTarget,
     purpose_of,
 )
-from parbake.fleet.engine.tasks import CONTROL, ROLL, Root
+from parbake.fleet.engine.tasks import CONTROL, ROLL, BeginRequest, Root
 from parbake.fleet.engine.waves import Rollout
 
 SERVER = Path(sysconfig.get_path("scripts")) / "temporal-test-server"
@@ -54,6 +56,10 @@ class Targets:
     def __init__(self, on_failure: str, canary: WaveState = CANARY) -> None:
         self.did: list[str] = []
         self._on_failure, self._canary = on_failure, canary
+
+    @activity.defn
+    async def begin(self, _: BeginRequest) -> None:
+        """Let it begin."""
 
     @activity.defn
     async def waves(self, _: WavesRequest) -> WavesPlanned:
@@ -92,17 +98,32 @@ class Targets:
 type Go = Callable[[WorkflowEnvironment, WorkflowHandle[Rollout, RolloutState]], Awaitable[None]]
 
 
-def rolled_out(targets: Targets, go: Go) -> tuple[RolloutState, timedelta]:
+class Silent(Answering):
+    """Somebody without the key, who takes the tasks of gates and answers nothing."""
+
+    def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002  # the library's
+        others = super().intercept_activity(next)
+
+        class Nothing(ActivityInboundInterceptor):
+            async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002  # the library's
+                return None if activity.info().activity_type == "gate" else await others.execute_activity(input)
+
+        return Nothing(next)
+
+
+def rolled_out(targets: Targets, go: Go, answering: type[Answering] = Answering) -> tuple[RolloutState, timedelta]:
     """Run a rollout to its end, while ``go`` does something; return how it ended, and after how long by its clock."""
 
     async def run() -> tuple[RolloutState, timedelta]:
         async with await WorkflowEnvironment.start_time_skipping(test_server_existing_path=str(SERVER)) as world:
-            of_control: list[Any] = [targets.waves, targets.audit, targets.identify]
+            of_control: list[Any] = [targets.begin, targets.waves, targets.audit, targets.identify]
             of_roll: list[Any] = [targets.look, targets.hand, targets.give_back, targets.gate]
             client: Client = world.client
             async with (
-                Worker(client, task_queue=CONTROL, workflows=[Rollout], activities=of_control),
-                Worker(client, task_queue=ROLL, activities=of_roll),
+                Worker(
+                    client, task_queue=CONTROL, workflows=[Rollout], activities=of_control, interceptors=[Answering()]
+                ),
+                Worker(client, task_queue=ROLL, activities=of_roll, interceptors=[answering()]),
             ):
                 request = RolloutRequest(
                     "shop", "fleet.yaml", Root("/x"), "/store", {"a@amd64": "k"}, heartbeat=3600, audited=True
@@ -115,6 +136,11 @@ def rolled_out(targets: Targets, go: Go) -> tuple[RolloutState, timedelta]:
                 return ended, datetime.fromisoformat(ended.story[-1].at) - began
 
     return asyncio.run(run())
+
+
+async def approval(handle: WorkflowHandle[Rollout, RolloutState], sign_off: SignOff) -> Approval:
+    generation = (await handle.query(Rollout.progress, "")).generation
+    return Approval("approve", f"{handle.first_execution_run_id}/{generation}", sign_off=sign_off)
 
 
 async def nothing(_: WorkflowEnvironment, __: WorkflowHandle[Rollout, RolloutState]) -> None:
@@ -131,20 +157,28 @@ def test_a_rollout_that_nobody_approves_in_time_goes_back_after_eleven_days() ->
     assert any("it was not approved in time" in entry.text for entry in ended.story)
 
 
+def test_an_empty_answer_is_no_yes_of_a_gate() -> None:
+    targets = Targets("rollback")
+    ended, _ = rolled_out(targets, nothing, Silent)
+    assert ended.state == "rolled-back"
+    assert "write two" not in targets.did
+    assert any("somebody without the fleet's key has answered" in entry.text for entry in ended.story)
+
+
 def test_an_approval_after_ten_days_lets_the_next_wave_begin() -> None:
     """Until it comes nothing is written; the soak of eight days is over before it can come."""
     targets = Targets("pause")
 
     async def approve(world: WorkflowEnvironment, handle: WorkflowHandle[Rollout, RolloutState]) -> None:
         await world.sleep(timedelta(days=7))
-        assert (await handle.query(Rollout.progress)).waves[0].state == "soaks"
+        assert (await handle.query(Rollout.progress, "")).waves[0].state == "soaks"
         assert targets.did == ["write one"]
         await world.sleep(timedelta(days=3))
-        progress = await handle.query(Rollout.progress)
+        progress = await handle.query(Rollout.progress, "")
         assert progress.waves[0].state == "approval"
         until = datetime.fromisoformat(progress.waves[0].until)
         assert timedelta() < until - await world.get_current_time() < timedelta(days=2)
-        await handle.execute_update(Rollout.approve, replace(SignOff("canary", "ann"), host="desk"))
+        await handle.execute_update(Rollout.approve, await approval(handle, SignOff("canary", "ann", host="desk")))
 
     ended, took = rolled_out(targets, approve)
     assert ended.state == "done"
@@ -159,7 +193,7 @@ def test_who_approves_is_who_has_proven_it_for_this_wave() -> None:
 
     async def approve(world: WorkflowEnvironment, handle: WorkflowHandle[Rollout, RolloutState]) -> None:
         await world.sleep(timedelta(days=1))
-        generation = (await handle.query(Rollout.progress)).generation
+        generation = (await handle.query(Rollout.progress, "")).generation
         purpose = purpose_of("shop", generation, "canary")
         for proof, says in (
             ("", "eve may not approve the wave canary"),
@@ -167,9 +201,12 @@ def test_who_approves_is_who_has_proven_it_for_this_wave() -> None:
             ("release/eve for approve shop/0/canary", "STS does not know the signature"),
         ):
             with pytest.raises(WorkflowUpdateFailedError) as caught:
-                await handle.execute_update(Rollout.approve, SignOff("canary", "eve", proof=proof))
+                await handle.execute_update(
+                    Rollout.approve, await approval(handle, SignOff("canary", "eve", proof=proof))
+                )
             assert says in str(caught.value.cause)
-        await handle.execute_update(Rollout.approve, SignOff("canary", "eve", proof=f"release/eve for {purpose}"))
+        eve = SignOff("canary", "eve", proof=f"release/eve for {purpose}")
+        await handle.execute_update(Rollout.approve, await approval(handle, eve))
 
     ended, _ = rolled_out(targets, approve)
     assert ended.state == "done"

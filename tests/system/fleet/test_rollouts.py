@@ -17,6 +17,7 @@ from parbake.fleet import preview
 from parbake.fleet.cells import Cell
 from parbake.fleet.engine import handles, local, logs, rollouts, runs
 from parbake.fleet.engine.logs import Log
+from parbake.fleet.engine.messages import Told
 from parbake.fleet.engine.rollout_tasks import RolloutRequest
 from parbake.fleet.engine.waves import Rollout
 from parbake.fleet.preview import CellPreview
@@ -136,7 +137,9 @@ def test_what_fails_waits_for_somebody_who_goes_on_or_back(fleet: Fleet) -> None
     fleet.wait_until(lambda: f"write four {B}" in fleet.written(), "the last target")
     fleet.ask(lambda client: rollouts.back(client, "mend", "ann wants it back"))
     with pytest.raises(InputError, match=r"goes back already|no rollout of mend is under way"):
-        fleet.ask(lambda client: rollouts._updated(client, "mend", Rollout.back, "again"))
+        fleet.ask(
+            lambda client: rollouts._updated(client, "mend", Rollout.back, lambda about: Told("back", about, "again"))
+        )
     fleet.until("rolled-back", "mend")
     assert fleet.written() == [
         f"write one {A}", "gate canary", "gate canary", f"write two {A}", f"write three {B}", f"write four {B}",

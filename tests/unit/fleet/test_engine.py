@@ -14,6 +14,11 @@ from pathlib import Path
 
 import pytest
 from temporalio.api.common.v1 import Payload
+from temporalio.converter import (
+    ActivitySerializationContext,
+    SerializationContext,
+    WorkflowSerializationContext,
+)
 from temporalio.exceptions import ActivityError, ApplicationError, RetryState, TimeoutType
 from temporalio.exceptions import TimeoutError as TimedOut
 from temporalio.worker.workflow_sandbox import SandboxRestrictions
@@ -64,6 +69,45 @@ def test_what_is_not_sealed_is_refused(how: str) -> None:
             payload.data = payload.data[:5]
     with pytest.raises(ApplicationError, match="is not sealed with the key of this fleet"):
         asyncio.run(Seal((FIRST,)).decode([payload]))
+
+
+def places() -> dict[str, SerializationContext]:
+    """Return every kind of place that differs from every other in one thing."""
+    named: dict[str, SerializationContext]
+    named = {name: WorkflowSerializationContext("default", name) for name in ("rollout/shop", "fleet/shop", "bake/k/s")}
+    named["namespace"] = WorkflowSerializationContext("other", "rollout/shop")
+    for workflow, kind, identity in (
+        ("rollout/shop", "gate", "gate/r1/1"),
+        ("rollout/shop", "gate", "gate/r1/2"),
+        ("rollout/shop", "hand", "gate/r1/1"),
+        ("rollout/eshop", "gate", "gate/r1/1"),
+    ):
+        named[f"{workflow} {kind} {identity}"] = ActivitySerializationContext(
+            "default", identity, kind, None, workflow, None, is_local=False
+        )
+    return named
+
+
+@pytest.mark.parametrize("of", places())
+def test_what_is_sealed_for_one_place_opens_in_no_other(of: str) -> None:
+    payload = Payload(metadata={"encoding": b"json/plain"}, data=b'"x"')
+    sealing = Seal((FIRST,)).with_context(places()[of])
+    for name, context in places().items():
+        opening = Seal((FIRST,)).with_context(context)
+        if name == of:
+            assert through(sealing, opening, payload) == payload
+        else:
+            with pytest.raises(ApplicationError, match="for its place"):
+                through(sealing, opening, payload)
+
+
+def test_what_a_schedule_was_given_opens_at_each_of_its_ticks() -> None:
+    payload = Payload(metadata={"encoding": b"json/plain"}, data=b'"x"')
+    schedule, tick = ("tick/fleet/shop", "tick/fleet/shop-2026-12-02T22:00:00Z")
+    sealing, opening = (
+        Seal((FIRST,)).with_context(WorkflowSerializationContext("default", name)) for name in (schedule, tick)
+    )
+    assert through(sealing, opening, payload) == payload
 
 
 def test_keys_are_made_once_for_their_owner_alone(tmp_path: Path) -> None:

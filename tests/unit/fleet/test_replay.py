@@ -31,8 +31,10 @@ PATHS = {
 
 
 def replay(path: Path, *workflows: type) -> None:
-    history = WorkflowHistory.from_json(path.stem, path.read_text())
-    replayer = Replayer(workflows=workflows, data_converter=converter((KEY,)))
+    text = path.read_text()
+    begins = WorkflowHistory.from_json("x", text).events[0].workflow_execution_started_event_attributes
+    history = WorkflowHistory.from_json(begins.workflow_id, text)  # seals are bound to it
+    replayer = Replayer(workflows=workflows, namespace="default", data_converter=converter((KEY,)))
     asyncio.run(replayer.replay_workflow(history))
 
 

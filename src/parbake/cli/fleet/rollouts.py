@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,6 +55,9 @@ def rollout(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only show which target gets its artefact in which wave.")
     ] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Also roll out what is older than what was rolled out last.")
+    ] = False,
     cell: Cells = None,
     wait: Wait = False,
     state: State = None,
@@ -75,7 +79,8 @@ def rollout(
         from parbake.fleet.engine import rollouts, runs
 
         newer = fleet.rollout is not None and fleet.rollout.when_newer == "supersede"
-        return await rollouts.start(client, await runs.made(client, fleet.name, whoever()), supersede=newer)
+        made = await runs.made(client, fleet.name, whoever())
+        return await rollouts.start(client, replace(made, again=again), supersede=newer)
 
     started = asked(state, file, start)
     if not wait:

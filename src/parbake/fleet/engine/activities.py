@@ -22,11 +22,20 @@ from temporalio import activity
 from temporalio.client import Client, WorkflowFailureError
 from temporalio.exceptions import ApplicationError, is_cancelled_exception
 
-from parbake.core.errors import ParbakeError, WrongStore
+from parbake.core.errors import InputError, ParbakeError, WrongStore
 from parbake.core.run import follow
-from parbake.fleet import quarantine
+from parbake.fleet import begun, quarantine
 from parbake.fleet.engine import tasks
-from parbake.fleet.engine.tasks import Baked, BakeRequest, Failure, PlaceRequest, Planned, PlanRequest, Root
+from parbake.fleet.engine.tasks import (
+    Baked,
+    BakeRequest,
+    BeginRequest,
+    Failure,
+    PlaceRequest,
+    Planned,
+    PlanRequest,
+    Root,
+)
 from parbake.fleet.engine.workflows import describe
 from parbake.fleet.source import checked_out
 from parbake.fleet.stores import need_identity
@@ -59,7 +68,7 @@ class Activities:
     @property
     def of_control(self) -> list[Any]:
         """What needs no privilege."""
-        return [self.plan, self.join, self.quarantine]
+        return [self.begin, self.plan, self.join, self.quarantine]
 
     @property
     def of_bakes(self) -> list[Any]:
@@ -70,6 +79,20 @@ class Activities:
     def of_places(self) -> list[Any]:
         """What needs the rights to copy in AWS."""
         return [self.place]
+
+    @activity.defn
+    async def begin(self, request: BeginRequest) -> None:
+        """Note that a run or rollout begins, and refuse it where one that was asked for later has begun."""
+        await self._need_store(request.store, request.store_id)
+        info = activity.info()
+        now = begun.Begun(request.at, request.made, info.workflow_run_id or "")
+        try:
+            await asyncio.to_thread(
+                begun.begin, request.store, info.workflow_id or "", now, before=request.before, again=request.again
+            )
+        except ParbakeError as error:
+            final = isinstance(error, InputError)
+            raise ApplicationError(error.message, error.hint, type=error.json_name, non_retryable=final) from error
 
     @activity.defn
     async def plan(self, request: PlanRequest) -> list[Planned]:

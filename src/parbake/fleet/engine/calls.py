@@ -1,4 +1,8 @@
-"""How workflows let workers do something: with the same patience, limits and way to cancel everywhere."""
+"""How workflows let workers do something: with the same patience, limits and way to cancel everywhere.
+
+Whoever polls a queue can answer, also with nothing. Only a sealed answer to the very call counts: its id names the run
+and the call, seals are bound to it, and workers put it into what they answer.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,17 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from temporalio import workflow
+from temporalio import activity, workflow
 from temporalio.common import RetryPolicy
+from temporalio.converter import value_to_type
+from temporalio.exceptions import ActivityError, ApplicationError
+from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 from temporalio.workflow import ActivityCancellationType
 
 from parbake.fleet.engine.tasks import CONTROL
 
 _PATIENT = RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=1))
+_AFTER_NO_ANSWER = 1.0  # seconds
 
 
 async def call(
@@ -29,18 +37,61 @@ async def call(
     """Let a worker of a ``queue`` do something, which may take ``limit``; return its ``result``.
 
     A worker that is silent for ``heartbeat`` seconds (0: until the limit) counts as dead, and another one tries again:
-    ``attempts`` times in all (0: for ever). A cancellation ``waits`` for its end, where it has something to clean up.
-    ``more`` are options of the engine. Raises ActivityError.
+    ``attempts`` times in all (0: for ever). So it is with one that answers something else. A cancellation ``waits`` for
+    its end, where it has something to clean up. ``more`` are options of the engine. Raises ActivityError.
     """
-    cancelling = ActivityCancellationType
-    return await workflow.execute_activity(
-        activity,
-        args=arguments,
-        result_type=result,
-        task_queue=queue,
-        start_to_close_timeout=limit,
-        heartbeat_timeout=timedelta(seconds=heartbeat) if heartbeat else None,
-        retry_policy=replace(_PATIENT, maximum_attempts=attempts),
-        cancellation_type=cancelling.WAIT_CANCELLATION_COMPLETED if waits else cancelling.TRY_CANCEL,
-        **more,
+    cancelling, tried = ActivityCancellationType, 0
+    while True:
+        identity = f"{activity}/{workflow.info().run_id}/{workflow.uuid4().hex[:12]}"
+        answer = await workflow.execute_activity(
+            activity,
+            args=arguments,
+            activity_id=identity,
+            task_queue=queue,
+            start_to_close_timeout=limit,
+            heartbeat_timeout=timedelta(seconds=heartbeat) if heartbeat else None,
+            retry_policy=replace(_PATIENT, maximum_attempts=attempts),
+            cancellation_type=cancelling.WAIT_CANCELLATION_COMPLETED if waits else cancelling.TRY_CANCEL,
+            **more,
+        )
+        if isinstance(answer, dict) and answer.get("answers") == identity:
+            return value_to_type(result, answer["with"]) if result else None
+        tried += 1
+        if tried == attempts:
+            raise _not_answered(activity, identity)
+        await workflow.sleep(_AFTER_NO_ANSWER)
+
+
+def _not_answered(activity: str, identity: str) -> ActivityError:
+    error = ActivityError(
+        "not answered",
+        scheduled_event_id=0,
+        started_event_id=0,
+        identity="",
+        activity_type=activity,
+        activity_id=identity,
+        retry_state=None,
     )
+    error.__cause__ = ApplicationError(
+        f"somebody without the fleet's key has answered for a worker ({activity})",
+        "keep others from the engine: `parbake fleet doctor` shows who takes tasks",
+        type="NotSealed",
+        non_retryable=True,
+    )
+    return error
+
+
+class Answering(Interceptor):
+    """Lets workers do only what their own run has asked for, and say what they answer."""
+
+    def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002  # the library's
+        """Return what stands before each activity."""
+        return _Answers(next)
+
+
+class _Answers(ActivityInboundInterceptor):
+    async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002  # the library's
+        info = activity.info()
+        if f"/{info.workflow_run_id}/" not in info.activity_id:
+            raise ApplicationError("a task is of another run than its seal says", type="NotSealed", non_retryable=True)
+        return {"answers": info.activity_id, "with": await super().execute_activity(input)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final
 
@@ -20,12 +21,14 @@ from temporalio.client import (
     WorkflowQueryFailedError,
     WorkflowQueryRejectedError,
 )
-from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError
 
 from parbake.core.errors import EngineUnreachable
+from parbake.fleet.engine.messages import asked
 from parbake.fleet.engine.rollout_tasks import RolloutRequest
-from parbake.fleet.engine.tasks import CONTROL, RunRequest
+from parbake.fleet.engine.sealing import of_workflow
+from parbake.fleet.engine.tasks import CONTROL, RunRequest, this_moment
 
 AN_ANSWER: Final = timedelta(seconds=10)
 """How long a worker may take to answer."""
@@ -50,7 +53,12 @@ async def started(
     while True:
         with suppress(WorkflowAlreadyStartedError):
             await client.start_workflow(
-                workflow, request, id=name, task_queue=CONTROL, memo=memo, static_summary=request.fleet
+                workflow,
+                replace(request, at=this_moment()),
+                id=name,
+                task_queue=CONTROL,
+                memo=memo,
+                static_summary=request.fleet,
             )
             return None
         described = await client.get_workflow_handle(name).describe()
@@ -73,20 +81,26 @@ async def _end_of(before: WorkflowHandle[Any, Any], kind: str) -> None:
         ) from None
 
 
-async def answer(handle: WorkflowHandle[Any, Any], query: Any) -> Any:
-    """Return what a workflow answers to a query. Raises EngineUnreachable where no worker answers for it."""
+async def answer(handle: WorkflowHandle[Any, Any], query: Any, run: str) -> Any:
+    """Return what a run answers to a query. Raises EngineUnreachable where no worker answers for it, and for now."""
+    word = asked(run)
     try:
-        return await handle.query(query, rpc_timeout=AN_ANSWER)
-    except (RPCError, WorkflowQueryFailedError, WorkflowQueryRejectedError) as error:
+        found = await handle.query(query, word, rpc_timeout=AN_ANSWER)
+    except (RPCError, WorkflowQueryFailedError, WorkflowQueryRejectedError, ApplicationError) as error:
         raise no_worker() from error
+    if getattr(found, "asked", "") != word:
+        raise no_worker()
+    return found
 
 
-async def request_of[Request](client: Client, handle: WorkflowHandle[Any, Any], kind: type[Request]) -> Request:
-    """Return what a workflow was asked for: its history begins with it. Raises RPCError."""
+async def request_of[Request](
+    client: Client, handle: WorkflowHandle[Any, Any], kind: type[Request] | None = None
+) -> Request:
+    """Return what a workflow was asked for: its history begins with it. Raises RPCError, ApplicationError."""
     events = handle.fetch_history_events(page_size=1)
     first = await anext(events)
     payloads = first.workflow_execution_started_event_attributes.input.payloads
-    [request] = await client.data_converter.decode(payloads, [kind])
+    [request] = await of_workflow(client, handle.id).decode(payloads, [kind] if kind else None)
     return request  # type: ignore[no-any-return]  # of the type that was asked for
 
 

@@ -8,12 +8,14 @@ from typing import Any
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.client import Client, WorkflowHandle
+from temporalio.converter import DataConverter, value_to_type
 from temporalio.exceptions import ApplicationError
 from temporalio.exceptions import TimeoutError as TimedOut
 from temporalio.service import RPCError, RPCStatusCode
 
 from parbake.core.errors import InputError
 from parbake.fleet.engine.connect import unreachable
+from parbake.fleet.engine.sealing import of_activity
 from parbake.fleet.engine.tasks import Baked, bake_id
 
 
@@ -43,6 +45,7 @@ class _Seen:
     state: str = "running"
     error: str = ""
     lines: list[str] = field(default_factory=list)
+    sealed: DataConverter = DataConverter.default
 
 
 async def log(client: Client, key: str, store: str) -> Log:
@@ -51,7 +54,7 @@ async def log(client: Client, key: str, store: str) -> Log:
     seen = _Seen()
     try:
         async for event in handle.fetch_history_events():
-            await _read(client, event, seen)
+            await _read(client, handle.id, event, seen)
         if seen.state == "running":
             await _look(client, handle, seen)
     except RPCError as error:
@@ -66,25 +69,29 @@ async def log(client: Client, key: str, store: str) -> Log:
     )
 
 
-async def _read(client: Client, event: HistoryEvent, seen: _Seen) -> None:
+async def _read(client: Client, bake: str, event: HistoryEvent, seen: _Seen) -> None:
     """Take up what an event of a bake's history says; what comes after a bake's own activity is not of it."""
-    if event.HasField("activity_task_started_event_attributes") and seen.state == "running":
+    if event.HasField("activity_task_scheduled_event_attributes") and seen.state == "running":
+        asked = event.activity_task_scheduled_event_attributes
+        seen.sealed = of_activity(client, bake, asked.activity_type.name, asked.activity_id)
+    elif event.HasField("activity_task_started_event_attributes") and seen.state == "running":
         started = event.activity_task_started_event_attributes
         seen.at, seen.attempt, seen.worker = event.event_time.ToJsonString(), started.attempt, started.identity
         if started.HasField("last_failure"):
-            seen.before = str(await client.data_converter.decode_failure(started.last_failure)).splitlines()[0]
+            seen.before = str(await seen.sealed.decode_failure(started.last_failure)).splitlines()[0]
     elif event.HasField("activity_task_completed_event_attributes") and seen.state == "running":
         payloads = event.activity_task_completed_event_attributes.result.payloads
-        [baked] = await client.data_converter.decode(payloads, [Baked])
-        seen.state, seen.lines = "baked" if baked.changed else "there", baked.log
+        for answer in await seen.sealed.decode(payloads):
+            baked = value_to_type(Baked, answer["with"])
+            seen.state, seen.lines = "baked" if baked.changed else "there", baked.log
     elif event.HasField("activity_task_failed_event_attributes") and seen.state == "running":
-        error = await client.data_converter.decode_failure(event.activity_task_failed_event_attributes.failure)
+        error = await seen.sealed.decode_failure(event.activity_task_failed_event_attributes.failure)
         seen.state = "failed"
         if isinstance(error, ApplicationError):
             seen.error = f"{error.type}: {error.message}"
             seen.lines = list(error.details[1]) if len(error.details) > 1 else []
     elif event.HasField("activity_task_timed_out_event_attributes") and seen.state == "running":
-        error = await client.data_converter.decode_failure(event.activity_task_timed_out_event_attributes.failure)
+        error = await seen.sealed.decode_failure(event.activity_task_timed_out_event_attributes.failure)
         seen.state, seen.error = "lost", "its worker died, or did not answer"
         seen.lines = _lines(error.last_heartbeat_details) if isinstance(error, TimedOut) else []
     elif event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_CANCELED:
@@ -95,12 +102,13 @@ async def _look(client: Client, handle: WorkflowHandle[Any, Any], seen: _Seen) -
     """Take up what the worker says now."""
     described = await handle.describe()
     for activity in described.raw_description.pending_activities:
-        seen.lines = _lines(await client.data_converter.decode(activity.heartbeat_details.payloads))
+        sealed = of_activity(client, handle.id, activity.activity_type.name, activity.activity_id)
+        seen.lines = _lines(await sealed.decode(activity.heartbeat_details.payloads))
         seen.attempt, seen.worker = activity.attempt, activity.last_worker_identity
         if activity.HasField("last_started_time"):
             seen.at = activity.last_started_time.ToJsonString()
         if activity.HasField("last_failure"):
-            seen.before = str(await client.data_converter.decode_failure(activity.last_failure)).splitlines()[0]
+            seen.before = str(await sealed.decode_failure(activity.last_failure)).splitlines()[0]
 
 
 def _lines(details: Any) -> list[str]:

@@ -18,7 +18,6 @@ with workflow.unsafe.imports_passed_through():
     from parbake.fleet.engine.tasks import PLACE, Destination, PlaceRequest, Planned, RunRequest
 
 _A_COPY = timedelta(hours=12)  # AWS copies a large snapshot for hours
-_DIGITS = 12
 
 
 class Postponed(Exception):
@@ -59,7 +58,7 @@ class Placing:
                 await call(
                     "place", PlaceRequest.of_run(request, planned, key, place=place), result=bool, queue=PLACE,
                     limit=_A_COPY, heartbeat=request.heartbeat, attempts=request.attempts, waits=True,
-                    activity_id=f"place/{key[:_DIGITS]}/{place.region}", priority=Priority(fairness_key=place.region),
+                    priority=Priority(fairness_key=place.region),
                     summary=f"{planned.cell} to {place.region}",
                 )  # fmt: skip
             finally:

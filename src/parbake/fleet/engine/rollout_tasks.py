@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 
 from parbake.fleet.audit import Event
+from parbake.fleet.engine.messages import Told
 from parbake.fleet.engine.tasks import Root, RunRequest, copy_roles
 
 MOST_ENTRIES = 100
@@ -45,6 +46,13 @@ class SignOff:
     note: str = ""
     at: str = ""
     proof: str = ""
+
+
+@dataclass(frozen=True)
+class Approval(Told):
+    """An approval, as it is said."""
+
+    sign_off: SignOff = field(default_factory=lambda: SignOff("", ""))
 
 
 def purpose_of(fleet: str, generation: str, wave: str) -> str:
@@ -122,7 +130,7 @@ class RolloutState:
     """The state of a rollout. ``noted`` are the targets that may have been written, in order: what a rollback returns.
 
     ``state``: waves, back, done, rolled-back. ``paused`` says why it waits, ``opens`` when the next window does;
-    ``held``: somebody has paused it.
+    ``held``: somebody has paused it. ``asked`` as in ``Progress``.
     """
 
     generation: str
@@ -135,6 +143,7 @@ class RolloutState:
     noted: list[str] = field(default_factory=list)
     story: list[Entry] = field(default_factory=list)
     held: bool = False
+    asked: str = ""
 
     @property
     def targets(self) -> list[WaveTarget]:
@@ -154,7 +163,8 @@ class RolloutRequest:
     ``standing`` goes from one part of a long rollout to the next. ``back`` says who wants it back, and why; ``by`` who
     wanted it at all. ``newer`` is to take its place, ``over`` are the targets that a rollout has written whose place
     this one has taken, in that order. ``audited``: what happens is written down in the store. ``roles`` as in
-    BakeRequest.
+    BakeRequest. ``at`` is when it was asked for and ``made`` when the run was that made it, in ISO 8601; the latter may
+    be before that of the last rollout if ``again``. ``heard`` as in ``messages``.
     """
 
     fleet: str
@@ -173,13 +183,17 @@ class RolloutRequest:
     story: list[Entry] = field(default_factory=list)
     audited: bool = False
     roles: list[str] = field(default_factory=list)
+    at: str = ""
+    made: str = ""
+    again: bool = False
+    heard: list[str] = field(default_factory=list)
 
     @classmethod
     def of_run(cls, run: RunRequest, keys: dict[str, str], *, by: str) -> Self:
         """Return the request for the rollout of what a run has made."""
         return cls(
             run.fleet, run.file, run.root, run.store, keys, run.attempts, run.heartbeat, store_id=run.store_id, by=by,
-            audited=run.audited, roles=copy_roles(run.places),
+            audited=run.audited, roles=copy_roles(run.places), made=run.at,
         )  # fmt: skip
 
     @property

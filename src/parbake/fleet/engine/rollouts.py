@@ -24,7 +24,9 @@ from parbake.core.errors import EngineUnreachable, InputError
 from parbake.fleet.engine.approvals import needs_proof
 from parbake.fleet.engine.connect import unreachable
 from parbake.fleet.engine.handles import AN_ANSWER, answer, no_worker, request_of, started
-from parbake.fleet.engine.rollout_tasks import RolloutRequest, RolloutState, SignOff, purpose_of, rollout_id
+from parbake.fleet.engine.messages import Told, about
+from parbake.fleet.engine.rollout_tasks import Approval, RolloutRequest, RolloutState, SignOff, purpose_of, rollout_id
+from parbake.fleet.engine.tasks import this_moment
 from parbake.fleet.engine.waves import Rollout
 from parbake.fleet.engine.workflows import describe
 
@@ -68,7 +70,8 @@ async def start(client: Client, request: RolloutRequest, *, supersede: bool = Fa
     if other == request.generation and not request.back:
         return name
     if supersede and not request.back:
-        await _asked(client, request.fleet, lambda handle: handle.signal(Rollout.supersede, request))
+        newer = replace(request, at=this_moment())
+        await _asked(client, request.fleet, lambda handle, _: handle.signal(Rollout.supersede, newer))
         return name
     raise InputError(
         f"the rollout of {other} is under way, and only one can run at a time",
@@ -83,7 +86,7 @@ async def status(client: Client, fleet: str) -> RolloutStatus | None:
         described = await handle.describe()
         progress: RolloutState | None = None
         with suppress(EngineUnreachable):
-            progress = await answer(handle, Rollout.progress)
+            progress = await answer(handle, Rollout.progress, described.run_id)
         problem = await _problem(handle, described) if described.status is WorkflowExecutionStatus.FAILED else ""
     except RPCError as error:
         if error.status is RPCStatusCode.NOT_FOUND:
@@ -143,27 +146,27 @@ async def approve(client: Client, fleet: str, sign_off: SignOff, prove: Callable
     if prove and found.progress and wave and needs_proof(wave, sign_off.by):
         proof = await asyncio.to_thread(prove, purpose_of(fleet, found.progress.generation, wave.name))
         sign_off = replace(sign_off, proof=proof)
-    await _updated(client, fleet, Rollout.approve, sign_off)
+    await _updated(client, fleet, Rollout.approve, lambda about: Approval("approve", about, sign_off=sign_off))
     return sign_off.wave
 
 
 async def pause(client: Client, fleet: str, why: str) -> None:
     """Let the rollout begin with no other target. Raises InputError where there is none."""
     await _under_way(client, fleet)
-    await _asked(client, fleet, lambda handle: handle.signal(Rollout.pause, why))
+    await _asked(client, fleet, lambda handle, about: handle.signal(Rollout.pause, Told("pause", about, why)))
 
 
 async def resume(client: Client, fleet: str, by: str) -> None:
     """Let a paused rollout go on. Raises InputError where there is none."""
     await _under_way(client, fleet)
-    await _asked(client, fleet, lambda handle: handle.signal(Rollout.resume, by))
+    await _asked(client, fleet, lambda handle, about: handle.signal(Rollout.resume, Told("resume", about, by)))
 
 
 async def cancel(client: Client, fleet: str, by: str = "") -> None:
     """End the rollout where it is; targets keep what they hold. Raises InputError where there is none."""
     await _under_way(client, fleet)
-    await _asked(client, fleet, lambda handle: handle.signal(Rollout.leave, by))
-    await _asked(client, fleet, lambda handle: handle.cancel())
+    await _asked(client, fleet, lambda handle, about: handle.signal(Rollout.leave, Told("leave", about, by)))
+    await _asked(client, fleet, lambda handle, _: handle.cancel())
 
 
 async def back(client: Client, fleet: str, why: str) -> None:
@@ -173,7 +176,7 @@ async def back(client: Client, fleet: str, why: str) -> None:
     """
     found = await _there(client, fleet)
     if not found.ended:
-        await _updated(client, fleet, Rollout.back, why)
+        await _updated(client, fleet, Rollout.back, lambda about: Told("back", about, why))
         return
     if found.progress is None:
         raise no_worker()
@@ -183,7 +186,7 @@ async def back(client: Client, fleet: str, why: str) -> None:
             hint="`parbake rollback -f BAKEFILE --to TARGET` returns one target to its previous artefact",
         )
     request = await request_of(client, _handle(client, fleet), RolloutRequest)
-    await start(client, replace(request, standing=found.progress, back=why, newer=None, audited=True))
+    await start(client, replace(request, standing=found.progress, back=why, newer=None, audited=True, heard=[]))
 
 
 def _handle(client: Client, fleet: str) -> WorkflowHandle[Rollout, RolloutState]:
@@ -207,17 +210,20 @@ async def _under_way(client: Client, fleet: str) -> RolloutStatus:
     return found
 
 
-async def _asked(client: Client, fleet: str, ask: Callable[[Any], Awaitable[None]]) -> None:
+async def _asked(client: Client, fleet: str, ask: Callable[[Any, str], Awaitable[None]]) -> None:
     try:
-        await ask(_handle(client, fleet))
+        handle = _handle(client, fleet)
+        await ask(handle, await about(await handle.describe()))
     except RPCError as error:
         raise unreachable(client.service_client.config.target_host, error) from error
 
 
-async def _updated(client: Client, fleet: str, update: Any, argument: Any) -> None:
+async def _updated(client: Client, fleet: str, update: Any, told: Callable[[str], Told]) -> None:
     """Tell the rollout something that it may refuse. Raises InputError with its words."""
     try:
-        await _handle(client, fleet).execute_update(update, argument, rpc_timeout=AN_ANSWER)
+        handle = _handle(client, fleet)
+        said = told(await about(await handle.describe()))
+        await handle.execute_update(update, said, rpc_timeout=AN_ANSWER)
     except WorkflowUpdateFailedError as error:
         cause = error.cause
         if isinstance(cause, ApplicationError) and cause.type == InputError.json_name:

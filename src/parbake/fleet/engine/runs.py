@@ -23,9 +23,11 @@ from parbake.core.errors import EngineUnreachable, FleetIncomplete, InputError, 
 from parbake.fleet.engine import schedules, tasks
 from parbake.fleet.engine.connect import unreachable
 from parbake.fleet.engine.handles import answer, request_of, started
+from parbake.fleet.engine.messages import Told, about
 from parbake.fleet.engine.queues import pollers
 from parbake.fleet.engine.rollout_tasks import RolloutRequest
-from parbake.fleet.engine.tasks import Progress, RunRequest, run_id
+from parbake.fleet.engine.sealing import of_activity
+from parbake.fleet.engine.tasks import Made, Progress, RunRequest, run_id
 from parbake.fleet.engine.workflows import Fleet, describe
 
 _LOOK = 1.0
@@ -67,7 +69,7 @@ async def start(client: Client, request: RunRequest, on_wait: Callable[[str], ob
     name = run_id(request.fleet)
     while under_way := await started(client, Fleet.run, request, name, on_wait=on_wait):
         this = client.get_workflow_handle_for(Fleet.run, name, run_id=under_way.run_id)
-        progress = await _progress(this)
+        progress = await _progress(this, under_way.run_id)
         if progress is None or not progress.draining:
             break
         on_wait("the run before is being drained: waiting for its end")
@@ -114,7 +116,7 @@ async def status(client: Client, fleet: str) -> Status:
 async def _status(client: Client, fleet: str) -> Status:
     handle = client.get_workflow_handle_for(Fleet.run, run_id(fleet))
     described = await handle.describe()
-    progress = await _progress(handle)
+    progress = await _progress(handle, described.run_id)
     under_way = progress.running if progress and described.status is WorkflowExecutionStatus.RUNNING else {}
     looked = [_running(client, cell, name) for cell, name in under_way.items() if name]
     running = tuple(await asyncio.gather(*looked))
@@ -130,10 +132,10 @@ async def _status(client: Client, fleet: str) -> Status:
     )
 
 
-async def _progress(handle: WorkflowHandle[Fleet, Progress]) -> Progress | None:
+async def _progress(handle: WorkflowHandle[Fleet, Progress], run: str) -> Progress | None:
     found: Progress | None = None
     with suppress(EngineUnreachable):
-        found = await answer(handle, Fleet.progress)
+        found = await answer(handle, Fleet.progress, run)
     return found
 
 
@@ -147,14 +149,15 @@ async def _running(client: Client, cell: str, name: str) -> Running:
     if not pending:
         return Running(cell, key)
     activity = pending[0]
-    details = await client.data_converter.decode(activity.heartbeat_details.payloads)
+    sealed = of_activity(client, name, activity.activity_type.name, activity.activity_id)
+    details = await sealed.decode(activity.heartbeat_details.payloads)
     heard = None
     worked_on = activity.state == PendingActivityState.PENDING_ACTIVITY_STATE_STARTED
     if worked_on and activity.HasField("last_heartbeat_time"):
         heard = (datetime.now(UTC) - activity.last_heartbeat_time.ToDatetime(UTC)).total_seconds()
     failure = ""
     if activity.HasField("last_failure"):
-        error = await client.data_converter.decode_failure(activity.last_failure)
+        error = await sealed.decode_failure(activity.last_failure)
         failure = str(error).splitlines()[0]
     progress = details[0] if details and isinstance(details[0], dict) else {}
     return Running(
@@ -174,7 +177,7 @@ async def made(client: Client, fleet: str, by: str = "") -> RolloutRequest:
         said = "under way" if found.state in {"running", "paused"} else found.state
         raise InputError(f"the last run of {fleet} is {said}", hint="`parbake fleet run --wait` completes one")
     handle = client.get_workflow_handle_for(Fleet.run, run_id(fleet))
-    keys = await answer(handle, Fleet.keys)
+    good: Made = await answer(handle, Fleet.keys, found.run.rpartition("/")[2])
     try:
         request = await request_of(client, handle, RunRequest)
     except RPCError as error:
@@ -185,23 +188,23 @@ async def made(client: Client, fleet: str, by: str = "") -> RolloutRequest:
             "or are in quarantine",
             hint="correct them, or run some alone: `parbake fleet run --cell CELL`",
         )
-    return RolloutRequest.of_run(replace(request, audited=True), keys, by=by)
+    return RolloutRequest.of_run(replace(request, audited=True), good.keys, by=by)
 
 
 async def cancel(client: Client, fleet: str) -> None:
     """Cancel a run, with all bakes that it has begun. Raises InputError where there is none."""
-    await _asked(client, fleet, lambda handle: handle.cancel())
+    await _asked(client, fleet, lambda run, _: run.cancel())
 
 
 async def pause(client: Client, fleet: str, why: str) -> None:
     """Let a run begin nothing new. Raises InputError where there is none."""
-    await _asked(client, fleet, lambda handle: handle.signal(Fleet.pause, why))
+    await _asked(client, fleet, lambda run, about: run.signal(Fleet.pause, Told("pause", about, why)))
 
 
 async def drain(client: Client, fleet: str) -> bool:
     """Let a run begin nothing new, and end with what it has begun; False where none is under way."""
     try:
-        await _asked(client, fleet, lambda handle: handle.signal(Fleet.drain))
+        await _asked(client, fleet, lambda run, about: run.signal(Fleet.drain, Told("drain", about)))
     except InputError:
         return False
     return True
@@ -211,19 +214,19 @@ async def resume(client: Client, fleet: str) -> None:
     """Let a paused run go on, and a schedule that is held. Raises InputError where there is neither."""
     let_go = await schedules.let_go(client, fleet)
     try:
-        await _asked(client, fleet, lambda handle: handle.signal(Fleet.resume))
+        await _asked(client, fleet, lambda run, about: run.signal(Fleet.resume, Told("resume", about)))
     except InputError:
         if not let_go:
             raise
 
 
-async def _asked(client: Client, fleet: str, ask: Callable[[WorkflowHandle[Fleet, Progress]], Any]) -> None:
+async def _asked(client: Client, fleet: str, ask: Callable[[WorkflowHandle[Fleet, Progress], str], Any]) -> None:
     handle = client.get_workflow_handle_for(Fleet.run, run_id(fleet))
     try:
         described = await handle.describe()
         if described.status is not WorkflowExecutionStatus.RUNNING:
             raise InputError(f"no run of {fleet} is under way", hint="`parbake fleet run` starts one")
-        await ask(handle)
+        await ask(handle, await about(described))
     except RPCError as error:
         raise _translated(error, client, fleet) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from temporalio.exceptions import ApplicationError
 
 from parbake.core.errors import ParbakeError
 from parbake.fleet.engine.activities import Activities
-from parbake.fleet.engine.tasks import Place, PruneRequest, Root, RunRequest
+from parbake.fleet.engine.tasks import Place, PruneRequest, Root, RunRequest, this_moment
 from parbake.fleet.source import checked_out, pinned
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ class ScheduleActivities(Activities):
         from parbake.fleet.requests import run_request  # with all of Bakefiles: workers start without it
 
         root, file, fleet = await asyncio.to_thread(_read, place)
-        return run_request(fleet, place.file, root, file.parent, heartbeat=place.heartbeat)
+        request = run_request(fleet, place.file, root, file.parent, heartbeat=place.heartbeat)
+        return replace(request, at=this_moment())
 
     @activity.defn
     async def to_prune(self, place: Place) -> list[PruneRequest]:

@@ -22,6 +22,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from parbake.fleet.engine import tasks
 from parbake.fleet.engine.connect import unreachable
+from parbake.fleet.engine.sealing import of_workflow
 from parbake.fleet.engine.tasks import Place
 from parbake.fleet.schedule import Schedule as Wanted
 
@@ -142,7 +143,7 @@ async def _said(client: Client, schedule: Schedule) -> tuple[Any, ...]:
     assert isinstance(action, ScheduleActionStartWorkflow)
     [place] = action.args
     if not isinstance(place, Place):
-        [place] = await client.data_converter.decode([place], [Place])
+        [place] = await of_workflow(client, action.id).decode([place], [Place])
     return (
         action.workflow,
         asdict(place),

@@ -2,10 +2,34 @@
 
 AES-256-GCM with the fleet's key (NIST SP 800-38D; a random nonce of 96 bits). A payload that is not sealed with it is
 refused: a development server has no log-in, so that any user of the machine could start workflows that run as root.
+
+What was sealed for one place opens in no other: the place is the seal's associated data. The library tells a codec the
+workflow or the activity that a payload belongs to, and no more; the rest is said inside what is sealed:
+
+=====================  ======================================  ==================================================
+what                   is bound to                             a replay of it
+=====================  ======================================  ==================================================
+start of a run or      the workflow's id; the time of asking,  fails: the store remembers the last one (``begun``)
+rollout, also as a
+child or a later part
+start of a bake        its id: the content key and the store   makes sure of that key again
+start of a schedule    its id, without the time of the tick    reads the fleet's file as it is then
+signal, update         the workflow's id; inside: what it is,  is not heard: each is heard once (``messages``)
+                       the run, the generation, a word of its
+                       own
+query's answer         the workflow's id; inside: the word     is refused by whoever has asked
+                       that was asked with
+an activity's          the workflow's id; the activity's type  is refused in any other run; within its run it lets
+argument, heartbeat    and id, which names the run             a step be tried once more
+an activity's result   the same; inside: that it is an answer  is refused, as is an empty one (``calls``)
+failure                as what has failed                      can make a step fail
+memo, summary          the workflow's id                       is shown; nothing is decided by it alone
+=====================  ======================================  ==================================================
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -15,17 +39,28 @@ from pathlib import Path
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from temporalio.api.common.v1 import Payload
-from temporalio.converter import DataConverter, DefaultFailureConverterWithEncodedAttributes, PayloadCodec
+from temporalio.client import Client
+from temporalio.converter import (
+    ActivitySerializationContext,
+    DataConverter,
+    DefaultFailureConverterWithEncodedAttributes,
+    PayloadCodec,
+    SerializationContext,
+    WithSerializationContext,
+    WorkflowSerializationContext,
+)
 from temporalio.exceptions import ApplicationError
 
 from parbake.core import atomic
 from parbake.core.errors import EnvironmentProblem, InputError
 
 _ENCODING = b"binary/parbake-sealed"
-_CONTEXT = b"parbake fleet 1"
+_CONTEXT = "parbake fleet 2"
 _NONCE = 12
 _KEY = 32
 _LINE = re.compile(r"[0-9a-f]{64}")
+_TICK = re.compile(r"(tick/.*)-\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+"""What the engine makes of the id that a schedule names."""
 
 
 def make_key(path: Path) -> None:
@@ -56,10 +91,27 @@ def read_keys(path: Path) -> tuple[bytes, ...]:
 
 
 @dataclass(frozen=True)
-class Seal(PayloadCodec):
-    """Seals with the first key, opens with any."""
+class Seal(PayloadCodec, WithSerializationContext):
+    """Seals with the first key, opens with any, for one ``place``: what was sealed for another does not open."""
 
     keys: tuple[bytes, ...]
+    place: tuple[str, ...] = ()
+
+    def with_context(self, context: SerializationContext) -> Seal:
+        """Return the one for a workflow or an activity."""
+        match context:
+            case WorkflowSerializationContext(namespace=namespace, workflow_id=name):
+                tick = _TICK.fullmatch(name)
+                return replace(self, place=("workflow", namespace, tick[1] if tick else name))
+            case ActivitySerializationContext(
+                namespace=namespace, workflow_id=name, activity_type=kind, activity_id=of
+            ):
+                return replace(self, place=("activity", namespace, name or "", kind or "", of or ""))
+        return replace(self, place=(type(context).__name__,))  # pragma: no cover  # nothing of ours is of that kind
+
+    @property
+    def _bound(self) -> bytes:
+        return json.dumps([_CONTEXT, *self.place]).encode()
 
     async def encode(self, payloads: Sequence[Payload]) -> list[Payload]:
         """Return the payloads sealed."""
@@ -71,18 +123,30 @@ class Seal(PayloadCodec):
 
     def _sealed(self, payload: Payload) -> Payload:
         nonce = os.urandom(_NONCE)
-        data = AESGCM(self.keys[0]).encrypt(nonce, payload.SerializeToString(), _CONTEXT)
+        data = AESGCM(self.keys[0]).encrypt(nonce, payload.SerializeToString(), self._bound)
         return Payload(metadata={"encoding": _ENCODING}, data=nonce + data)
 
     def _opened(self, payload: Payload) -> Payload:
         if payload.metadata.get("encoding") == _ENCODING:
             for key in self.keys:
                 try:
-                    opened = AESGCM(key).decrypt(payload.data[:_NONCE], payload.data[_NONCE:], _CONTEXT)
+                    opened = AESGCM(key).decrypt(payload.data[:_NONCE], payload.data[_NONCE:], self._bound)
                 except (InvalidTag, ValueError):
                     continue
                 return Payload.FromString(opened)
-        raise ApplicationError("a payload is not sealed with the key of this fleet", type="NotSealed")
+        raise ApplicationError("a payload is not sealed with the key of this fleet, for its place", type="NotSealed")
+
+
+def of_workflow(client: Client, name: str) -> DataConverter:
+    """Return what reads payloads of a workflow that come by themselves."""
+    return client.data_converter.with_context(WorkflowSerializationContext(client.namespace, name))
+
+
+def of_activity(client: Client, workflow: str, kind: str, identity: str) -> DataConverter:
+    """Return what reads payloads of an activity that come by themselves."""
+    return client.data_converter.with_context(
+        ActivitySerializationContext(client.namespace, identity, kind, None, workflow, None, is_local=False)
+    )
 
 
 def converter(keys: tuple[bytes, ...]) -> DataConverter:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Self
 
 CONTROL, BAKE, PLACE, ROLL = "control", "bake", "place", "roll"
@@ -21,6 +22,11 @@ MOST_TOLD = 50
 def bake_id(key: str, store: str) -> str:
     """Return the name of the one bake of a key for a store: runs of all fleets meet there."""
     return f"bake/{key}/{hashlib.sha256(store.encode()).hexdigest()[:8]}"
+
+
+def this_moment() -> str:
+    """Return when something is asked for: in UTC, so that moments can be compared as texts."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 def run_id(fleet: str) -> str:
@@ -93,7 +99,7 @@ class RunRequest:
     another machine is another store.
     What is baked is brought to ``places``, ``copies`` at once in each; ``bakes`` says how many of a builder are under
     way at once. A rollout may ``supersede`` the one that is under way. ``audited``: what happens is written down in the
-    store.
+    store. ``at`` is when it was asked for, in ISO 8601; ``heard`` as in ``messages``.
     """
 
     fleet: str
@@ -117,6 +123,20 @@ class RunRequest:
     bakes: dict[str, int] = field(default_factory=dict)
     supersede: bool = False
     audited: bool = False
+    at: str = ""
+    heard: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class BeginRequest:
+    """May a run or rollout begin that was asked for ``at`` this time? The rest as in ``parbake.fleet.begun``."""
+
+    store: str
+    store_id: str
+    at: str
+    made: str = ""
+    before: str = ""
+    again: bool = False
 
 
 @dataclass(frozen=True)
@@ -233,7 +253,7 @@ class Progress:
     """How far a run is. ``running`` are the names of the bakes under way, by cell; empty while images are built.
 
     ``rollout`` says what became of handing it out; ``places`` how many copies are under way in each region. One that is
-    ``draining`` starts nothing new, and ends.
+    ``draining`` starts nothing new, and ends. ``asked`` is the word of whoever has asked for it, in an answer.
     """
 
     counts: Counts
@@ -244,3 +264,12 @@ class Progress:
     rollout: str = ""
     draining: bool = False
     places: dict[str, int] = field(default_factory=dict)
+    asked: str = ""
+
+
+@dataclass(frozen=True)
+class Made:
+    """The keys of the cells that are good so far, as rollouts know them. ``asked`` as in ``Progress``."""
+
+    keys: dict[str, str]
+    asked: str

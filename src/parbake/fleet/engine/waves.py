@@ -13,14 +13,16 @@ from datetime import datetime, timedelta
 from typing import Any, Literal, NoReturn
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, is_cancelled_exception
+from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from parbake.fleet.engine.approvals import against, not_among, too_early
     from parbake.fleet.engine.audit_writer import AuditWriter
     from parbake.fleet.engine.calls import call
+    from parbake.fleet.engine.messages import Heard, Told, echoed
     from parbake.fleet.engine.rollout_tasks import (
         MOST_ENTRIES,
+        Approval,
         Entry,
         GateRequest,
         IdentifyRequest,
@@ -37,7 +39,7 @@ with workflow.unsafe.imports_passed_through():
         purpose_of,
     )
     from parbake.fleet.engine.tasks import ROLL
-    from parbake.fleet.engine.workflows import all_ended, describe, refused
+    from parbake.fleet.engine.workflows import all_ended, describe, may_begin, refused
 
 _A_TARGET = timedelta(days=2)  # nodes may take as long as the target's own deadline says, which parbake keeps
 _A_LOOK = timedelta(hours=1)
@@ -52,6 +54,10 @@ class _Failed(Exception):
     """A wave cannot go on by itself."""
 
 
+def _of_before() -> ApplicationError:
+    return refused("that was said before, or to another rollout", "`parbake fleet status` shows what is under way")
+
+
 @workflow.defn
 class Rollout:
     """Hands a generation out. One at a time for a fleet."""
@@ -64,29 +70,32 @@ class Rollout:
         self._newer = request.newer
         self._audit = AuditWriter(request)
         self._left_by = ""
+        self._heard = Heard(request.heard)
 
     @workflow.query(name="standing")
-    def progress(self) -> RolloutState:
+    def progress(self, word: str) -> RolloutState:
         """Say how far it is."""
-        return self._state
+        return replace(self._state, asked=echoed(word))
 
     @workflow.signal
-    def pause(self, why: str) -> None:
+    def pause(self, told: Told) -> None:
         """Begin with no other target; what is under way goes to its end."""
-        if self._state.state == "waves":
-            self._state.paused, self._state.held = why, True
-            self._tell(f"paused: {why}", "paused", by=why)
+        if self._takes(told, "pause") and self._state.state == "waves":
+            self._state.paused, self._state.held = told.text, True
+            self._tell(f"paused: {told.text}", "paused", by=told.text)
 
     @workflow.signal
-    def resume(self, by: str) -> None:
+    def resume(self, told: Told) -> None:
         """Go on; what failed is tried again."""
-        if self._state.paused:
+        if self._takes(told, "resume") and self._state.paused:
             self._state.paused, self._state.held = "", False
-            self._tell(f"goes on: {by}", "resumed", by=by)
+            self._tell(f"goes on: {told.text}", "resumed", by=told.text)
 
     @workflow.signal
     def supersede(self, newer: RolloutRequest) -> None:
         """Let a newer generation take its place, between two targets; not while somebody has paused it."""
+        if newer.at <= max(self._request.at, self._newer.at if self._newer else ""):
+            return  # of before
         known = self._newer.generation if self._newer else ""
         self._newer = None if newer.generation == self._state.generation else newer
         if self._newer and newer.generation != known:
@@ -94,13 +103,17 @@ class Rollout:
             self._tell(f"{newer.generation} is newer, and takes its place{waits}")
 
     @workflow.signal
-    def leave(self, by: str) -> None:
+    def leave(self, told: Told) -> None:
         """Say who is about to cancel it."""
-        self._left_by = by
+        if self._takes(told, "leave"):
+            self._left_by = told.text
 
     @workflow.update
-    async def approve(self, sign_off: SignOff) -> None:
+    async def approve(self, approval: Approval) -> None:
         """Let the next wave begin, once enough have said so."""
+        if not self._takes(approval, "approve"):
+            raise _of_before()
+        sign_off = approval.sign_off
         if sign_off.proof:
             sign_off = replace(sign_off, by=await self._whose(sign_off), proof="")
             self._may_approve(sign_off, proven=True)
@@ -111,8 +124,9 @@ class Rollout:
         self._tell(said, "approved", subject=wave.name, by=sign_off.by, host=sign_off.host, note=sign_off.note)
 
     @approve.validator
-    def _may_be_approved(self, sign_off: SignOff) -> None:
-        self._may_approve(sign_off, proven=False)
+    def _may_be_approved(self, approval: Approval) -> None:
+        self._need_new(approval, "approve")
+        self._may_approve(approval.sign_off, proven=False)
 
     def _may_approve(self, sign_off: SignOff, *, proven: bool) -> None:
         """Raise ApplicationError where somebody may not approve; what a proof is to show is looked at once it has."""
@@ -138,19 +152,28 @@ class Rollout:
         return found
 
     @workflow.update
-    def back(self, why: str) -> None:
+    def back(self, told: Told) -> None:
         """Return all that was written, in reverse order; what is under way is ended."""
-        self._back = why
+        if self._takes(told, "back"):
+            self._back = told.text
 
     @back.validator
-    def _may_go_back(self, why: str) -> None:
-        del why
+    def _may_go_back(self, told: Told) -> None:
+        self._need_new(told, "back")
         if self._back:
             raise refused("the rollout goes back already", "`parbake fleet status` shows how far it is")
+
+    def _takes(self, told: Told, what: str) -> bool:
+        return self._heard.takes(told, what, self._state.generation)
+
+    def _need_new(self, told: Told, what: str) -> None:
+        if not self._heard.is_new(told, what, self._state.generation):
+            raise _of_before()
 
     @workflow.run
     async def run(self, request: RolloutRequest) -> RolloutState:
         """Return how it ended: done or rolled back."""
+        await may_begin(request)
         try:
             way = await self._go(request)
         except asyncio.CancelledError:
@@ -161,7 +184,9 @@ class Rollout:
         if way == "longer":
             await self._audit.done()
             workflow.continue_as_new(
-                replace(request, standing=self._state, back=self._back, newer=self._newer, story=[])
+                replace(
+                    request, standing=self._state, back=self._back, newer=self._newer, story=[], heard=self._heard.once
+                )
             )
         if self._newer:
             await self._give_way(self._newer, written=way == "superseded")
@@ -182,7 +207,8 @@ class Rollout:
         self._tell(said, "superseded", before=now.generation, after=newer.generation, by=newer.by)
         await self._audit.done()
         workflow.continue_as_new(
-            replace(newer, over=over if written else [], story=now.story), memo={"generation": newer.generation}
+            replace(newer, over=over if written else [], story=now.story, heard=self._heard.once),
+            memo={"generation": newer.generation},
         )
 
     async def _plan(self, request: RolloutRequest) -> None:
@@ -249,7 +275,7 @@ class Rollout:
                     return
                 self._tell(f"{wave.name}: all of it holds the artefacts already", "held", subject=wave.name)
                 # A rollout may have been ended before somebody approved: whoever begins it anew is asked all the same.
-                if workflow.patched("asks-before-later-waves") and await self._is_before_changes(wave):
+                if await self._is_before_changes(wave):
                     self._enter(wave, "soaks", wave.soak)
                 else:
                     wave.state = "done"

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 
 from temporalio.client import Client
+from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 from parbake.core.errors import InputError, ParbakeError
 from parbake.fleet.engine.activities import OURS
+from parbake.fleet.engine.calls import Answering
 from parbake.fleet.engine.connect import Engine, connect, unreachable
 from parbake.fleet.engine.facts import Facts, fingerprint
+from parbake.fleet.engine.handles import request_of
 from parbake.fleet.engine.queues import pollers
 from parbake.fleet.engine.rollout_activities import RolloutActivities
 from parbake.fleet.engine.sealing import read_keys
@@ -27,6 +30,7 @@ from parbake.fleet.engine.workflows import Bake, Fleet
 
 # Cancellations come back with heartbeats, which the library holds back for most of the time that it may be silent.
 _HEARTBEAT_THROTTLE = timedelta(seconds=5)
+_LOOKS = 100  # workflows, the newest
 _ASKS = timedelta(seconds=90)  # who is alive asks for tasks at least once a minute
 _SLOTS = {CONTROL: 20, PLACE: 50, ROLL: 50}  # none of them is work of ours: they wait for others
 _CACHED_WORKFLOWS = 200  # bakes are short histories; more would only hold memory
@@ -79,17 +83,27 @@ async def serve(
 async def _need_same_key(client: Client, engine: Engine, queues: Sequence[str]) -> None:
     """Raise InputError where somebody takes the same tasks with a key that is none of this machine's.
 
-    One of the two could open none of them, and its tries would count until the content key is in quarantine.
+    One of the two could open none of them, and its tries would count until the content key is in quarantine. Anybody
+    who reaches the engine can say so: it does not count where this machine's key is seen to be the fleet's.
     """
     ours = set(map(fingerprint, read_keys(engine.key)))
-    for queue in queues:
-        for identity, ago in (await pollers(client, queue)).asked.items():
-            other = Facts.read(identity)
-            if other.key and other.key not in ours and ago < _ASKS:
-                raise InputError(
-                    f"{other.name} uses another key than {engine.key}",
-                    hint="all machines must share one (PARBAKE_FLEET_KEY names its file), or two while it is changed",
-                )
+    asking = [each for queue in queues for each in (await pollers(client, queue)).asked.items()]
+    others = [Facts.read(identity) for identity, ago in asking if ago < _ASKS]
+    strange = [each for each in others if each.key and each.key not in ours]
+    if strange and not any(each.key in ours for each in others) and not await _opens_something(client):
+        raise InputError(
+            f"{strange[0].name} uses another key than {engine.key}",
+            hint="all machines must share one (PARBAKE_FLEET_KEY names its file), or two while it is changed",
+        )
+
+
+async def _opens_something(client: Client) -> bool:
+    """Whether something that the engine has was sealed with the key here."""
+    async for found in client.list_workflows(limit=_LOOKS):
+        with suppress(ApplicationError, RPCError, ValueError):
+            await request_of(client, client.get_workflow_handle(found.id, run_id=found.run_id))
+            return True
+    return False
 
 
 def _worker(
@@ -107,6 +121,7 @@ def _worker(
         identity=identity,
         workflows=[Fleet, Bake, Rollout, Tick, Prune] if queue == CONTROL else [],
         activities=activities[queue],
+        interceptors=[Answering()],
         max_concurrent_activities=_SLOTS.get(queue, slots),
         max_cached_workflows=_CACHED_WORKFLOWS if queue == CONTROL else 0,
         max_heartbeat_throttle_interval=_HEARTBEAT_THROTTLE,

@@ -1,7 +1,7 @@
 """The workflows: a run of a fleet, and the bake of one key. No I/O, no clock, no chance of their own.
 
 They are replayed from their history after every restart of a worker: a change of what they ask for, or in which order,
-must be guarded by ``workflow.patched``, and tests replay the recorded histories of earlier versions.
+must be guarded by ``workflow.patched``, and tests replay the recorded histories of released versions.
 
 Each workflow executes this module anew, in a sandbox. Import names from modules of ours, not modules from packages: the
 sandbox passes only what stands after ``from``, and would execute such a module for each workflow, too.
@@ -33,6 +33,7 @@ from temporalio.workflow import ChildWorkflowCancellationType, ParentClosePolicy
 with workflow.unsafe.imports_passed_through():
     from parbake.core.errors import InputError
     from parbake.fleet.engine.calls import call
+    from parbake.fleet.engine.messages import Heard, Told, echoed
     from parbake.fleet.engine.placing import Placing, Postponed
     from parbake.fleet.engine.rollout_tasks import DIGITS_OF_KEYS, RolloutRequest, rollout_id
     from parbake.fleet.engine.tasks import (
@@ -43,7 +44,9 @@ with workflow.unsafe.imports_passed_through():
         WRONG_STORE,
         Baked,
         BakeRequest,
+        BeginRequest,
         Failure,
+        Made,
         Planned,
         PlanRequest,
         Progress,
@@ -106,10 +109,14 @@ class Fleet:
         self._baking: Counter[str] = Counter()
         self._left: set[str] = set()
         self._postponed: list[str] = []
+        self._heard = Heard(request.heard)
 
     @workflow.query
-    def progress(self) -> Progress:
+    def progress(self, word: str) -> Progress:
         """Say how far it is."""
+        return replace(self._now(), asked=echoed(word))
+
+    def _now(self) -> Progress:
         told = dict(list(self._running.items())[:MOST_TOLD])
         places = {region: count for region, count in self._placing.under_way.items() if count}
         return Progress(
@@ -117,32 +124,38 @@ class Fleet:
         )
 
     @workflow.query
-    def keys(self) -> dict[str, str]:
-        """Return the keys of the cells that are good so far, as rollouts know them."""
-        return self._keys
+    def keys(self, word: str) -> Made:
+        """Say what is good so far."""
+        return Made(self._keys, echoed(word))
 
     @workflow.signal
-    def pause(self, why: str) -> None:
+    def pause(self, told: Told) -> None:
         """Begin nothing new."""
-        self._paused = why
-        self._placing.paused = True
+        if self._heard.takes(told, "pause"):
+            self._paused = told.text
+            self._placing.paused = True
 
     @workflow.signal
-    def resume(self) -> None:
+    def resume(self, told: Told) -> None:
         """Go on."""
+        if not self._heard.takes(told, "resume"):
+            return
         self._paused, self._went_on = "", True
         self._placing.paused = False
         self._steps += 1
 
     @workflow.signal
-    def drain(self) -> None:
+    def drain(self, told: Told) -> None:
         """Begin nothing new, and end when what is under way has ended."""
+        if not self._heard.takes(told, "drain"):
+            return
         self._draining = self._placing.closed = True
         self._steps += 1
 
     @workflow.run
     async def run(self, request: RunRequest) -> Progress:
         """Return how it ended; it succeeds also where some cells have failed."""
+        await may_begin(request)
         under_way: set[asyncio.Task[None]] = set()
         try:
             while under_way or (not self._draining and (self._pending or self._ready or self._postponed)):
@@ -160,7 +173,7 @@ class Fleet:
             raise
         if request.rollout:
             await self._hand_out()
-        return self.progress()
+        return self._now()
 
     async def _hand_out(self) -> None:
         """Start the rollout of what this run has made sure of, once for each generation."""
@@ -168,7 +181,8 @@ class Fleet:
         if bad := counts.failed + counts.quarantined:
             self._rollout = f"nothing is rolled out: {bad} of {self._total} cells have failed, or are in quarantine"
             return
-        wanted = RolloutRequest.of_run(request, self._keys, by="a run")
+        at = workflow.now().isoformat(timespec="microseconds")
+        wanted = replace(RolloutRequest.of_run(request, self._keys, by="a run"), at=at)
         last: str = await call("last_rollout", request.fleet, result=str, limit=_A_PLAN)
         if last == wanted.generation:
             self._rollout = f"{wanted.generation} is rolled out already"
@@ -214,7 +228,7 @@ class Fleet:
             return
         if not self._next() and self._pending and len(under_way) - self._bringing < window:
             await self._plan()
-            if self._begins_nothing() and workflow.patched("heard-while-planning"):
+            if self._begins_nothing():
                 return
         while len(under_way) - self._bringing < window and (planned := self._next()):
             self._ready.remove(planned)
@@ -237,8 +251,9 @@ class Fleet:
     def _rest(self) -> RunRequest:
         left = [*self._postponed, *(each.cell for each in self._ready), *self._pending]
         return replace(
-            self._request, cells=left, total=self._total, counts=self._counts, failed=self._failed, keys=self._keys
-        )
+            self._request, cells=left, total=self._total, counts=self._counts, failed=self._failed, keys=self._keys,
+            heard=self._heard.once,
+        )  # fmt: skip
 
     async def _plan(self) -> None:
         request = self._request
@@ -360,6 +375,15 @@ class Fleet:
         if too_many and self._counts.failed >= _ENOUGH_TO_JUDGE and not self._went_on and not self._paused:
             self._paused = f"{self._counts.failed} of {self._total} cells failed"
             self._placing.paused = True
+
+
+async def may_begin(request: RunRequest | RolloutRequest) -> None:
+    """Have it noted that this begins. Raises ActivityError where one that was asked for later has begun."""
+    before = workflow.info().continued_run_id or ""
+    asked = BeginRequest(request.store, request.store_id, request.at, before=before)
+    if isinstance(request, RolloutRequest):
+        asked = replace(asked, made=request.made, again=request.again or bool(request.back))
+    await call("begin", asked, limit=_A_PLAN)
 
 
 def describe(cell: str, error: FailureError) -> Failure:
