@@ -186,8 +186,8 @@ def hold(target: str, lines: list[str]) -> None:
     os.rename(f"targets/{target}.{os.getpid()}", f"targets/{target}")
 
 
-def state_of(artefact: str) -> dict[str, str]:
-    return {"image": "", "snapshot": "", "artefact": artefact, "key": "", "label": ""}
+def state_of(artefact: str) -> dict[str, object]:
+    return {"images": [], "snapshot": "", "artefacts": [artefact], "keys": [], "label": ""}
 
 
 def targets(before: str, after: str, *, changed: bool) -> int:

@@ -160,7 +160,7 @@ def judge(
         left = int((refresh or {}).get("InstancesToUpdate", total))
         says = f"instance refresh {state}" + (f": {reason}" if reason else "")
         return RolloutProgress(max(0, total - left), total, False, (says,))
-    arrived = _same(version.held(device), wanted)
+    arrived = version.held(device).same_ids(wanted)
     if state in _BAD and not arrived:
         return RolloutProgress(
             0, total, False, failed=f"the instance refresh ended as {state}: {reason or 'no reason given'}"
@@ -170,10 +170,6 @@ def judge(
     behind = [each["InstanceId"] for each in group.get("Instances", []) if not _matches(each, version)]
     waiting = tuple(f"{each}: started from another version" for each in behind)
     return RolloutProgress(total - len(behind), total, not behind, waiting)
-
-
-def _same(one: TargetState, other: TargetState) -> bool:
-    return (one.image, one.snapshot) == (other.image, other.snapshot)
 
 
 def _matches(instance: Mapping[str, Any], version: Version) -> bool:

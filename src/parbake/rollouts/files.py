@@ -21,6 +21,7 @@ from parbake.rollouts.protocol import (
     TargetStatus,
     already_back,
     gibibytes,
+    names_in,
 )
 
 _NOTE = "# parbake: "
@@ -37,8 +38,16 @@ def values(offer: Offer) -> Said:
     ``volume_size`` is in GiB, the least that a volume may have; ``user_data`` is a cloud-boothook that mounts it.
     """
     size = gibibytes(offer.snapshot_size or offer.image_size)
-    found = {**offer.model_dump(include=set(_KEYS)), "volume_size": size, "user_data": offer.mount}
-    return {key: found[key] for key in _KEYS}
+    return {
+        "image": offer.image,
+        "snapshot": offer.snapshot,
+        "volume_size": size,
+        "region": offer.region,
+        "architecture": "+".join(offer.architectures),
+        "artefact": offer.name,
+        "key": "+".join(offer.keys),
+        "user_data": offer.mount,
+    }
 
 
 def render(kind: str, said: Said, history: History[Said]) -> str:
@@ -142,4 +151,9 @@ class ValuesForTools(Rollout):
 
 
 def _held(said: Said) -> TargetState:
-    return TargetState(**{key: said.get(key, "") for key in ("image", "snapshot", "artefact", "key")})
+    return TargetState(
+        images=[said.get("image", "")],
+        snapshot=said.get("snapshot", ""),
+        artefacts=names_in(said.get("artefact", "")),
+        keys=said.get("key", "").split("+"),
+    )

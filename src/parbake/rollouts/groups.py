@@ -31,7 +31,7 @@ from parbake.rollouts.templates import (
     PREVIOUS,
     Templates,
     Version,
-    artefact_of,
+    artefacts_of,
     describe,
     history_of,
     new_data,
@@ -109,8 +109,7 @@ class LaunchTemplateGroup(Rollout, ABC):
         state = self.read()
         now, before = state.version, self._holds(state)
         changes = new_data(now.data, offer, device=self.device, disk=self.disk)
-        kept = {"image": offer.image or before.image, "snapshot": offer.snapshot or before.snapshot}
-        after = offer.held.model_copy(update=kept)
+        after = offer.held_over(before)
         if not changes:
             return self.unchanged(state, before, after)
         wanted = {**now.data, **changes}
@@ -172,9 +171,10 @@ class LaunchTemplateGroup(Rollout, ABC):
         """Return what speaks against an image whose architecture is not that of the one before."""
         described = self.templates.image(before.image) if offer.image else {}
         now = architecture_of(str(described.get("Architecture", "")))
-        if not now or now == offer.architecture:
+        if not now or now in offer.architectures:
             return ()
-        return (f"its nodes run {now} ({before.image}), and {offer.artefact} is for {offer.architecture}",)
+        theirs = " and ".join(offer.architectures)
+        return (f"its nodes run {now} ({before.image}), and {offer.name} is for {theirs}",)
 
     def _of_another_family(self, after: TargetState, offer: Offer) -> tuple[str, ...]:
         """Return what speaks against a volume that nodes of one family alone can take, or cannot take."""
@@ -191,10 +191,10 @@ class LaunchTemplateGroup(Rollout, ABC):
         return tuple(found)
 
     def _holds(self, state: GroupState) -> TargetState:
-        return state.version.held(self.device, artefact_of(state.tags, state.version))
+        return state.version.held(self.device, artefacts_of(state.tags, state.version))
 
 
 def tags_of(change: Change, version: Version) -> tuple[dict[str, str], list[str]]:
     """Return the tags that a group gets with a version, and the keys of those that it loses."""
-    written = {CURRENT: f"{version} {change.after.artefact}".strip(), **change.payload["tags"]}
+    written = {CURRENT: f"{version} {change.after.name}".strip(), **change.payload["tags"]}
     return written, sorted({PREVIOUS, LEFT} - set(written))

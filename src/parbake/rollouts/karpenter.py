@@ -49,16 +49,16 @@ class Karpenter(Rollout):
     @override
     def plan(self, offer: Offer) -> Change:
         found = self._node_class()
-        if self.pointer and offer.image:
+        if self.pointer and offer.images:
             self.pointer.check(offer.image)
         target, selector = self.target, self._chosen()
         change = nodeclass.decide(found, offer, **nodeclass.options_of(target), selector=selector)
         self._need_known(change)
         refused: tuple[str, ...] = ()
-        if offer.image:
+        if offer.images:
             pools, claims = self._pools_and_claims()
             refused = (*wrong_architecture(pools, offer.architectures), *variants.several(found, pools, claims))
-        others = other_runtime(self._nodes(), offer.runtime) if offer.runtime and not offer.image else ()
+        others = other_runtime(self._nodes(), offer.runtime) if offer.runtime and not offer.images else ()
         cautions = (*change.cautions, *others)
         return self._judged(found, replace(change, refusals=(*change.refusals, *refused), cautions=cautions))
 
@@ -95,10 +95,10 @@ class Karpenter(Rollout):
         if followed and selector.image not in {change.before.image, wanted}:
             raise TargetMoved(f"{self.pointer}: it names {selector.image or 'no image'} now, not {change.before.image}")
         if wanted and not followed:
-            self.pointer.move(selector.image, wanted, change.after.artefact)
+            self.pointer.move(selector.image, wanted, change.after.name)
         self._patch(change)
         if wanted and followed:
-            self.pointer.move(change.before.image, wanted, change.after.artefact)
+            self.pointer.move(change.before.image, wanted, change.after.name)
 
     def _chosen(self) -> AmiSelector | None:
         if self.pointer is None:
@@ -338,8 +338,9 @@ def _unresolved(node_class: Mapping[str, Any], wanted: TargetState) -> Iterable[
     """Say what keeps Karpenter from using the node class with the wanted image."""
     status = node_class.get("status", {})
     known = [each.get("id") for each in status.get("amis", [])]
-    if wanted.image and not set(wanted.images) & set(known):
-        yield f"Karpenter has not resolved {wanted.image} yet (it has {', '.join(map(str, known)) or 'nothing'})"
+    if wanted.images and not set(wanted.images) & set(known):
+        there = ", ".join(map(str, known)) or "nothing"
+        yield f"Karpenter has not resolved {' or '.join(wanted.images)} yet (it has {there})"
     yield from _not_ready(node_class)
 
 

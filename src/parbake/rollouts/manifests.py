@@ -82,9 +82,7 @@ class _Manifest(Rollout):
     def plan(self, offer: Offer) -> Change:
         text = self.file.read()
         change, after = self.decided(text, offer)
-        return self._with_texts(
-            change, text, after, f"Roll out {offer.artefact}\n\n{change.before} -> {change.after}\n"
-        )
+        return self._with_texts(change, text, after, f"Roll out {offer.name}\n\n{change.before} -> {change.after}\n")
 
     @override
     def plan_rollback(self) -> Change:
@@ -182,7 +180,7 @@ class ValuesFile(_Manifest):
             if path and value:
                 after = gitops.set_value(after, path, value, source=self.file.where)
         after, cautions = self._with_user_data(after, offer)
-        held = self._held(after).model_copy(update={"artefact": offer.artefact})
+        held = self._held(after).model_copy(update={"artefacts": offer.artefacts})
         return Change("values", before, held, cautions=cautions), after
 
     def _with_user_data(self, text: str, offer: Offer) -> tuple[str, tuple[str, ...]]:
@@ -218,7 +216,7 @@ class ValuesFile(_Manifest):
 
     def _held(self, text: str) -> TargetState:
         target = self.target
-        return TargetState(image=self._at(text, target.image_at), snapshot=self._at(text, target.snapshot_at))
+        return TargetState(images=[self._at(text, target.image_at)], snapshot=self._at(text, target.snapshot_at))
 
     def _at(self, text: str, path: str) -> str:
         data = gitops.read(text, source=self.file.where)
@@ -236,7 +234,7 @@ class _ImageFile(_Manifest):
 
     @override
     def decided(self, text: str, offer: Offer) -> tuple[Change, str]:
-        if not offer.image or offer.snapshot:
+        if not offer.images or offer.snapshot:
             raise InputError(
                 f"{self.file.where} takes only machine images: further disks are empty there, and name no snapshot",
                 hint="give the record of a machine image",
@@ -279,13 +277,13 @@ class _ImageFile(_Manifest):
         """Return what is named; the artefact where the note still fits."""
         image, spec = self.now(place)
         current = _history(place).current
-        known = current if current and image and current.image == image else TargetState()
-        label = "" if image.startswith("ami-") else image or "no image by id"
+        known = current if current and image and current.images == (image,) else TargetState()
+        by_id = image.startswith("ami-")
         return TargetState(
-            image=image if image.startswith("ami-") else "",
-            label=label,
-            artefact=known.artefact,
-            key=known.key,
+            images=[image] if by_id else (),
+            label="" if by_id else image or "no image by id",
+            artefacts=known.artefacts,
+            keys=known.keys,
             spec=spec,
         )
 

@@ -69,21 +69,19 @@ def decide(
     spec = node_class.get("spec") or {}
     after = copy.deepcopy(dict(spec))
     cautions: list[str] = []
-    if offer.image:
+    if offer.images:
         _take_image(node_class, after, offer, selector, cautions)
     cautions += _take_disks(after, offer, device, disk)
     beyond = _take_user_data(after, offer, hydrate=hydrate, keep_store=keep_store)
     refusals = [*_refusals(spec, after, offer, device), *beyond]
     cautions += _cautions(family_of(after, silent=SILENT), offer)
     before = held(node_class, device, selector)
-    kept = {"image": offer.image or before.image, "snapshot": offer.snapshot or before.snapshot}
-    wanted = offer.held.model_copy(update={**kept, "label": "" if offer.image else before.label})
-    both = offer.image and offer.snapshot and before.image != offer.image and before.snapshot != offer.snapshot
-    if selector and both:
+    wanted = offer.held_over(before)
+    if selector and before.images != wanted.images and before.snapshot != wanted.snapshot:
         cautions.append(f"image and snapshot are two writes with the {selector.name}: nodes may be replaced twice")
     past = history(node_class)
     previous = offer.way_back(before, before, past.previous)
-    if selector and past.previous and past.current and _same(past.current, wanted):
+    if selector and past.previous and past.current and past.current.same_ids(wanted):
         previous = past.previous  # a run was killed after it had written this, and before the image was promoted
     return _change(node_class, after, before, wanted, History(previous), refusals, cautions, selector)
 
@@ -95,7 +93,7 @@ def decide_rollback(node_class: Mapping[str, Any], *, device: str, selector: Ami
     previous = past.way_back(where)
     if previous is None:
         back = past.current or TargetState()
-        if selector and follows(node_class.get("spec") or {}, selector) and back.image and back.image != now.image:
+        if selector and follows(node_class.get("spec") or {}, selector) and back.images not in {(), now.images}:
             # A rollback was killed between its two writes.
             return _change(node_class, dict(node_class["spec"]), now, back, History(left=past.left), (), [], selector)
         return already_back(where, now, past.left)
@@ -103,7 +101,7 @@ def decide_rollback(node_class: Mapping[str, Any], *, device: str, selector: Ami
     after |= previous.spec
     _put_parts(after, {name: after.pop(name, "") for name in userdata.NAMES})
     cautions = []
-    if past.current and not _same(past.current, now):
+    if past.current and not past.current.same_ids(now):
         cautions.append(f"it was changed after the rollout, from {past.current} to {now}: that change goes too")
     left = now.model_copy(update={"spec": {key: value for key, value in now.spec.items() if key not in userdata.NAMES}})
     return _change(node_class, after, now, previous, History(left=left), (), cautions, selector)
@@ -133,20 +131,20 @@ def follows(spec: Mapping[str, Any], selector: AmiSelector) -> bool:
 def held(node_class: Mapping[str, Any], device: str, selector: AmiSelector | None = None) -> TargetState:
     """Return what a node class holds; the artefact's name where its note still fits."""
     spec = node_class.get("spec") or {}
-    image = selector.image if selector and follows(spec, selector) else ",".join(_ids(spec))
+    images = [selector.image] if selector and follows(spec, selector) else _ids(spec)
     snapshot = next(
         (each.get("ebs", {}).get("snapshotID", "") for each in _disks(spec) if each.get("deviceName") == device), ""
     )
     parts = {name: userdata.part_of(spec.get("userData") or "", name) for name in userdata.NAMES}
-    past, ids = history(node_class), TargetState(image=image, snapshot=snapshot)
+    past, ids = history(node_class), TargetState(images=images, snapshot=snapshot)
     recorded = (past.current, past.previous, past.left)
-    known = next((each for each in recorded if each and _same(each, ids)), TargetState())
+    known = next((each for each in recorded if each and each.same_ids(ids)), TargetState())
     return TargetState(
-        image=image,
+        images=ids.images,
         snapshot=snapshot,
-        artefact=known.artefact,
-        key=known.key,
-        label="" if image else _label(spec),
+        artefacts=known.artefacts,
+        keys=known.keys,
+        label="" if ids.images else _label(spec),
         spec={key: spec[key] for key in _FIELDS if key in spec} | {name: part for name, part in parts.items() if part},
     )
 
@@ -173,7 +171,7 @@ def _change(
 ) -> Change:
     spec, where = node_class.get("spec") or {}, described(node_class)
     now, then = ({key: each[key] for key in _FIELDS if key in each} for each in (spec, after))
-    if selector and wanted.image and follows(after, selector):
+    if selector and wanted.images and follows(after, selector):
         now, then = {**now, selector.name: selector.image}, {**then, selector.name: wanted.image}
     if spec.get("userData") != after.get("userData"):
         now = {**now, "userData": userdata.shown(spec.get("userData") or "")}
@@ -193,10 +191,6 @@ def _change(
     return Change(where, before, wanted, diff, payload, tuple(refusals), tuple(cautions))
 
 
-def _same(one: TargetState, other: TargetState) -> bool:
-    return (one.image, one.snapshot) == (other.image, other.snapshot)
-
-
 def _is_old(node_class: Mapping[str, Any]) -> bool:
     return node_class.get("kind") == "AWSNodeTemplate"
 
@@ -211,8 +205,10 @@ def _take_image(
         )
     if _is_old(node_class):
         # `aws-ids` is the older spelling, `aws::ids` the newer: what is there is understood.
-        known = [key for key in spec.get("amiSelector") or {} if key in {"aws-ids", "aws::ids"}]
-        spec["amiSelector"] = {known[0] if known else "aws-ids": offer.image}
+        now = spec.get("amiSelector") or {}
+        known = [key for key in now if key in {"aws-ids", "aws::ids"}]
+        if list(now) != known or set(_ids(spec)) != set(offer.images):
+            spec["amiSelector"] = {known[0] if known else "aws-ids": ",".join(offer.images)}
         cautions.append("Karpenter before v0.32 replaces no node for a new image: old nodes stay until they expire")
         return
     aliases = [term["alias"] for term in spec.get("amiSelectorTerms") or [] if term.get("alias")]
@@ -225,8 +221,11 @@ def _take_image(
         )
     if selector and selector.caution and not follows(spec, selector):
         cautions.append(selector.caution)
-    # Karpenter resolves one image for each architecture, so that the ids of two stand beside each other.
-    spec["amiSelectorTerms"] = [dict(selector.term)] if selector else [{"id": each} for each in offer.images]
+    # Karpenter resolves one image for each architecture, so that the ids of two stand beside each other, in any order.
+    wanted = [dict(selector.term)] if selector else [{"id": each} for each in offer.images]
+    now = list(spec.get("amiSelectorTerms") or [])
+    if len(now) != len(wanted) or any(term not in now for term in wanted):
+        spec["amiSelectorTerms"] = wanted
 
 
 def _take_disks(spec: dict[str, Any], offer: Offer, device: str, settings: Mapping[str, int]) -> list[str]:
@@ -332,7 +331,7 @@ def _refusals(spec: Mapping[str, Any], after: Mapping[str, Any], offer: Offer, d
     elif storage and family == "AL2023":
         storage += "; write `keep_store: true` in the target to keep it where it is, and the rest on the local disks"
     found += [each for each in (settings.against_snapshotter, storage) if each]
-    if family == "Bottlerocket" and offer.image:
+    if family == "Bottlerocket" and offer.images:
         found.append("the node class is of Bottlerocket, which boots no machine image of another system")
     if family.startswith("Windows"):
         found.append(f"the node class is of {family}, but the artefact is for Linux")

@@ -58,7 +58,7 @@ class Nodegroup(LaunchTemplateGroup):
         kind = str(state.group.get("amiType"))
         if kind == "CUSTOM":
             return ()
-        if offer.image:
+        if offer.images:
             return (f"EKS chooses the images of this group (amiType {kind}); it takes no other",)
         if offer.family and not kind.startswith(offer.family.upper()):
             return (f"the volume is {offer.family}'s own, and EKS runs this group with amiType {kind}",)
@@ -214,7 +214,7 @@ def judge(
     troubles = [f"{each['code']}: {each['message']}" for each in group.get("health", {}).get("issues", [])]
     state = (update or {}).get("status", "Successful")
     errors = [f"{each.get('errorCode')}: {each.get('errorMessage')}" for each in (update or {}).get("errors", [])]
-    arrived = (holds.image, holds.snapshot) == (wanted.image, wanted.snapshot)
+    arrived = holds.same_ids(wanted)
     if state == "InProgress" or group["status"] == "UPDATING":
         return RolloutProgress(0, total, False, (f"EKS is updating it ({state})", *errors, *troubles))
     if not arrived:

@@ -132,7 +132,7 @@ class Ocean(Rollout):
             "batchSizePercentage": self.target.batch,
             "batchMinHealthyPercentage": self.target.healthy,
             "respectPdb": self.target.respect_pdb,
-            "comment": f"{OWNER}: {change.before.image} -> {change.after.image}"[:255],
+            "comment": f"{OWNER}: {','.join(change.before.images)} -> {','.join(change.after.images)}"[:255],
         }
         if self.target.groups:
             roll["launchSpecIds"] = list(self.target.groups)
@@ -220,7 +220,7 @@ def judge(holds: TargetState, roll: Mapping[str, Any] | None, wanted: TargetStat
     """Say how far a roll is; pure. ``ready`` counts percent while it runs."""
     status = (roll or {}).get("status", "")
     percent = int((roll or {}).get("progress", {}).get("value", 0))
-    if holds.image != wanted.image:
+    if holds.images != wanted.images:
         return RolloutProgress(0, 100, False, (f"it holds {holds}",))
     if status in _ACTIVE:
         batch = f", batch {(roll or {}).get('currentBatch')} of {(roll or {}).get('numOfBatches')}"
@@ -231,18 +231,18 @@ def judge(holds: TargetState, roll: Mapping[str, Any] | None, wanted: TargetStat
 
 
 def _held(specifications: Mapping[str, Mapping[str, Any]]) -> TargetState:
-    images = sorted({str(each.get("imageId") or "") for each in specifications.values()} - {""})
-    return TargetState(image=",".join(images), label="" if images else "no image of its own")
+    held = TargetState(images=[str(each.get("imageId") or "") for each in specifications.values()])
+    return held if held.images else TargetState(label="no image of its own")
 
 
 def _way_back(specification: Mapping[str, Any], offer: Offer) -> str:
     image = str(specification.get("imageId", ""))
-    return offer.way_back(TargetState(image=image), image, _tag(specification, _PREVIOUS))
+    return offer.way_back(TargetState(images=[image]), image, _tag(specification, _PREVIOUS))
 
 
 def _history(specifications: Mapping[str, Mapping[str, Any]]) -> History[TargetState]:
-    tagged = (sorted({_tag(each, key) for each in specifications.values()} - {""}) for key in (_PREVIOUS, _LEFT))
-    return History(*(TargetState(image=",".join(images)) if images else None for images in tagged))
+    tagged = ([_tag(each, key) for each in specifications.values()] for key in (_PREVIOUS, _LEFT))
+    return History(*(TargetState(images=images) if any(images) else None for images in tagged))
 
 
 def _tag(specification: Mapping[str, Any], key: str) -> str:

@@ -23,6 +23,7 @@ from parbake.rollouts.protocol import (
     TargetState,
     TargetStatus,
     already_back,
+    names_in,
 )
 
 _BACK = f"{OWNER}: back from version "
@@ -42,12 +43,12 @@ class ParameterVersion:
     def held(self) -> TargetState:
         """What it holds."""
         by_parbake = self.description.startswith(_FROM) and not self.description.startswith(_BACK)
-        artefact = self.description.removeprefix(_FROM).partition(_KEPT)[0] if by_parbake else ""
+        names = names_in(self.description.removeprefix(_FROM).partition(_KEPT)[0]) if by_parbake else ()
         if self.value.startswith("ami-"):
-            return TargetState(image=self.value, artefact=artefact)
+            return TargetState(images=[self.value], artefacts=names)
         if self.value.startswith("snap-"):
-            return TargetState(snapshot=self.value, artefact=artefact)
-        return TargetState(label=self.value or "nothing", artefact=artefact)
+            return TargetState(snapshot=self.value, artefacts=names)
+        return TargetState(label=self.value or "nothing", artefacts=names)
 
 
 def decide(history: Sequence[ParameterVersion], offer: Offer, where: str) -> Change:
@@ -61,7 +62,7 @@ def decide(history: Sequence[ParameterVersion], offer: Offer, where: str) -> Cha
     kept = offer.way_back(before, "", f"{_KEPT}{way.version}" if (way := previous(history)) else None)
     payload = {
         "value": value,
-        "description": f"{_FROM}{offer.artefact}{kept}",
+        "description": f"{_FROM}{offer.name}{kept}",
         "version": len(history) and history[-1].version,
     }
     return Change(where, before, offer.held, f"-{before.image or before.snapshot or before.label}\n+{value}", payload)

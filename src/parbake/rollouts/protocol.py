@@ -6,9 +6,9 @@ import difflib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Annotated, Any, Final, Protocol
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from parbake.core.errors import InputError
 from parbake.core.model import GIB, Family, Frozen
@@ -17,43 +17,77 @@ OWNER = "parbake"
 """The name under which parbake writes: field manager, prefix of annotations and tags."""
 
 
-class TargetState(Frozen):
-    """What a target holds: ids of a cloud, and the artefact's name and key where parbake put it there.
+def _as_set(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(sorted({each for each in names if each}))
 
-    ``image`` may be several ids with commas between. ``label`` says in words what is not held by id; ``spec`` is the
-    target's own way to say all of it, as a rollback writes it back.
+
+Names = Annotated[tuple[str, ...], AfterValidator(_as_set)]
+"""Ids or names of one kind, as a set: each once and sorted, so that the same ones are equal in whatever order."""
+
+
+class Identity(Frozen):
+    """What artefacts are known by: ids of a cloud, names and keys.
+
+    They are several where a node class takes a machine image for each architecture, or an image and a volume together.
     """
 
-    image: str = ""
+    images: Names = ()
     snapshot: str = ""
-    artefact: str = ""
-    key: str = ""
-    label: str = ""
-    spec: dict[str, Any] = Field(default_factory=dict)
+    artefacts: Names = ()
+    keys: Names = ()
 
     @property
-    def images(self) -> tuple[str, ...]:
-        """The ids of the machine images."""
-        return tuple(each for each in self.image.split(",") if each)
+    def image(self) -> str:
+        """The machine image of what has room for one; empty without. Raises ValueError where there are several."""
+        (image,) = self.images or ("",)
+        return image
+
+    @property
+    def name(self) -> str:
+        """The artefacts' names as one text, which ``names_in`` reads."""
+        return _AND.join(self.artefacts)
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """What it is known by on every kind of target; the artefact's name where that lies in no cloud."""
-        return tuple(each for each in (self.image, self.snapshot) if each) or tuple(filter(None, (self.artefact,)))
+        """What it is known by on every kind of target; the artefacts' names where they lie in no cloud."""
+        return tuple(filter(None, (*self.images, self.snapshot))) or self.artefacts
 
     def goes_by(self, name: str) -> bool:
-        """Whether it has this id or name, or a key that begins so."""
-        return name in {self.image, self.snapshot, self.artefact} or bool(name and self.key.startswith(name))
+        """Whether one of its ids or names is this, or one of its keys begins so."""
+        named = name in {*self.images, self.snapshot, *self.artefacts}
+        return bool(name) and (named or any(key.startswith(name) for key in self.keys))
+
+    def same_ids(self, other: Identity) -> bool:
+        """Whether the other is the same in the cloud."""
+        return (self.images, self.snapshot) == (other.images, other.snapshot)
+
+
+_AND = " + "
+
+
+def names_in(text: str) -> tuple[str, ...]:
+    """Return the names of the artefacts that a text (``Identity.name``) names."""
+    return tuple(filter(None, text.split(_AND)))
+
+
+class TargetState(Identity):
+    """What a target holds, with the artefacts' names and keys where parbake put them there.
+
+    ``label`` says in words what is not held by id; ``spec`` is the target's own way to say all of it, as a rollback
+    writes it back.
+    """
+
+    label: str = ""
+    spec: dict[str, Any] = Field(default_factory=dict)
 
     def __str__(self) -> str:
-        ids = ", ".join(each for each in (self.image or self.label, self.snapshot) if each)
-        return f"{self.artefact} ({ids})" if self.artefact and ids else self.artefact or ids or "nothing"
+        ids = ", ".join(each for each in (*(self.images or (self.label,)), self.snapshot) if each)
+        return f"{self.name} ({ids})" if self.name and ids else self.name or ids or "nothing"
 
 
-class Offer(Frozen):
-    """What is rolled out in one region: a machine image, a volume's snapshot, or both. Sizes in bytes (0: unknown).
+class Offer(Identity):
+    """What is rolled out in one region: machine images, a volume's snapshot, or both. Sizes in bytes (0: unknown).
 
-    ``image`` may be several ids with commas between, one for each of ``architecture`` in the same order.
     ``image_size`` is that of the machine image's root snapshot: no root disk may be smaller. ``mount`` is user data
     that mounts the volume, ``hydrate`` what loads the hot blocks (cloud-boothooks), for targets that ask for them.
     ``family`` is whose nodes alone can take the volume (empty: any that mount it); ``encrypted``: its snapshot was
@@ -62,13 +96,9 @@ class Offer(Frozen):
     ``supersedes`` names (all of these ids, names or keys) what has never proven itself: nothing goes back to that.
     """
 
-    artefact: str
-    key: str
     region: str = ""
-    architecture: str
-    image: str = ""
+    architectures: Names
     image_size: int = 0
-    snapshot: str = ""
     snapshot_size: int = 0
     encrypted: bool = False
     kms_key: str = ""
@@ -79,19 +109,14 @@ class Offer(Frozen):
     supersedes: tuple[str, ...] = ()
 
     @property
-    def images(self) -> tuple[str, ...]:
-        """The ids of the machine images."""
-        return tuple(each for each in self.image.split(",") if each)
-
-    @property
-    def architectures(self) -> tuple[str, ...]:
-        """What the machine images are for, in their order."""
-        return tuple(self.architecture.split(","))
-
-    @property
     def held(self) -> TargetState:
         """What a target holds that took the offer."""
-        return TargetState(image=self.image, snapshot=self.snapshot, artefact=self.artefact, key=self.key)
+        return TargetState(images=self.images, snapshot=self.snapshot, artefacts=self.artefacts, keys=self.keys)
+
+    def held_over(self, before: TargetState) -> TargetState:
+        """Return what a target holds that took the offer: what the offer has not, it keeps."""
+        kept = {"images": self.images or before.images, "snapshot": self.snapshot or before.snapshot}
+        return self.held.model_copy(update={**kept, "label": "" if self.images else before.label})
 
     def way_back[T](self, holds: TargetState, now: T, before: T | None) -> T:
         """Return what a target records as what it held before, in its own form.
@@ -114,9 +139,9 @@ def unlocked(device: str, mapping: Mapping[str, Any], offer: Offer) -> tuple[str
     was = f"had the key {key}" if key else "was `encrypted: true`"
     if offer.encrypted:
         has = f"encrypted with {offer.kms_key or 'the key of the account that baked it'}: name that key in the Bakefile"
-        return (f"{device} {was}, and a volume of a snapshot has the snapshot's: {offer.artefact} is {has}",)
+        return (f"{device} {was}, and a volume of a snapshot has the snapshot's: {offer.name} is {has}",)
     return (
-        f"{device} {was}, and a volume of a snapshot is encrypted as the snapshot is: {offer.artefact} "
+        f"{device} {was}, and a volume of a snapshot is encrypted as the snapshot is: {offer.name} "
         "was baked without `aws: {encrypted: true}`, so it stays encrypted only where the account encrypts by default",
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from parbake.aws import Client, client, token, when_known
 from parbake.core.errors import AwsNotFound, InputError
 from parbake.rollouts import userdata
-from parbake.rollouts.protocol import OWNER, History, Offer, TargetState, gibibytes
+from parbake.rollouts.protocol import OWNER, History, Identity, Offer, TargetState, gibibytes, names_in
 
 RESOLVED = "resolve:ssm:"
 """How a launch template names the parameter that holds its image, and perhaps a version or label of it."""
@@ -37,7 +37,7 @@ class Version:
     def __str__(self) -> str:
         return f"{self.template}:{self.number}"
 
-    def held(self, device: str, artefact: str = "") -> TargetState:
+    def held(self, device: str, artefacts: Sequence[str] = ()) -> TargetState:
         """Return what it makes nodes of."""
         image = str(self.data.get("ImageId", ""))
         mapped = (each for each in self.data.get("BlockDeviceMappings", []) if each.get("DeviceName") == device)
@@ -45,7 +45,11 @@ class Version:
         by_id = image.startswith("ami-")
         label = "" if by_id else image or "no image of its own"
         return TargetState(
-            image=image if by_id else "", snapshot=snapshot, artefact=artefact, label=label, spec={"version": str(self)}
+            images=[image] if by_id else (),
+            snapshot=snapshot,
+            artefacts=artefacts,
+            label=label,
+            spec={"version": str(self)},
         )
 
 
@@ -172,15 +176,15 @@ class Templates:
         return self.version({"LaunchTemplateId": source.template, "Version": str(made["VersionNumber"])})
 
 
-def describe(offer_or_held: Offer | TargetState) -> str:
+def describe(held: Identity) -> str:
     """Return the description of a version, at most 255 characters."""
-    return f"{OWNER} {offer_or_held.artefact} {offer_or_held.image} {offer_or_held.snapshot}".strip()[:255]
+    return f"{OWNER} {held.name} {held.image} {held.snapshot}".strip()[:255]
 
 
-def artefact_of(tags: Mapping[str, str], version: Version) -> str:
-    """Return the artefact that a group holds, if it still holds the version that a rollout brought."""
-    brought, _, artefact = tags.get(CURRENT, "").partition(" ")
-    return artefact if brought == str(version) else ""
+def artefacts_of(tags: Mapping[str, str], version: Version) -> tuple[str, ...]:
+    """Return the artefacts that a group holds, if it still holds the version that a rollout brought."""
+    brought, _, names = tags.get(CURRENT, "").partition(" ")
+    return names_in(names) if brought == str(version) else ()
 
 
 def history_of(tags: Mapping[str, str]) -> History[str]:

@@ -153,12 +153,12 @@ def _was_left(config: Target, target: Rollout, offered: Offer, events: Events) -
         left = target.status().left
     except TargetMissing:
         return False
-    ids = [name for name in ("image", "snapshot") if getattr(offered, name)] or ["key"]
+    ids = [name for name in ("images", "snapshot") if getattr(offered, name)] or ["keys"]
     if left is None or any(getattr(left, name) != getattr(offered, name) for name in ids):
         return False
     events.warn(
-        f"{config.name}: {offered.artefact} was rolled back, so `watch` will not roll it out again; "
-        f"run `parbake rollout {offered.artefact} --to {config.name}` to do so, or bake a new one"
+        f"{config.name}: {offered.name} was rolled back, so `watch` will not roll it out again; "
+        f"run `parbake rollout {' '.join(offered.artefacts)} --to {config.name}` to do so, or bake a new one"
     )
     return True
 
@@ -238,11 +238,13 @@ def offer(found: Sequence[Record], region: str | None, *, here: bool = False) ->
             f"the records are for {' and '.join(architectures)}, and all nodes of a target get the same volume",
             hint="give records of one platform, and a node class for each",
         )
-    found = sorted(found, key=lambda record: record.plan.platform.architecture)
+    named = {
+        "artefacts": [record.artefact for record in found],
+        "keys": [record.key for record in found],
+        "architectures": architectures,
+    }
     if here and not region and not any(record.published for record in found):
-        names, held = (" + ".join(each.artefact for each in found), "+".join(each.key for each in found))
-        size = max(record.size for record in found)
-        return Offer(artefact=names, key=held, architecture=",".join(architectures), image_size=size)
+        return Offer(**named, image_size=max(record.size for record in found))
     region = region or _one_region(found)
     images, volume, runtime = list[Published](), Published(), ""
     for record in found:
@@ -258,11 +260,9 @@ def offer(found: Sequence[Record], region: str | None, *, here: bool = False) ->
         else:
             images.append(published)
     return Offer(
-        artefact=" + ".join(record.artefact for record in found),
-        key="+".join(record.key for record in found),
+        **named,
         region=region,
-        architecture=",".join(architectures),
-        image=",".join(each.image for each in images),
+        images=[each.image for each in images],
         image_size=max((each.snapshots[0].size for each in images if each.snapshots), default=0),
         snapshot=volume.snapshots[0].id if volume.snapshots else "",
         snapshot_size=volume.snapshots[0].size if volume.snapshots else 0,

@@ -114,7 +114,7 @@ def test_a_target_in_another_account(fleets: Fleets, tmp_path: Path, capsys: pyt
     there: Any = ssm_backends["210987654321"][REGION]
     assert there.get_parameter("/nodes/gpu").value == "ami-1"
     assert raw("ssm").describe_parameters()["Parameters"] == []
-    assert parbake(capsys, "status")[1][0]["holds"]["image"] == "ami-1"
+    assert parbake(capsys, "status")[1][0]["holds"]["images"] == ["ami-1"]
     found = printed(load(tmp_path / "parbake.yaml"))
     assert found["assume"]["Statement"][0]["Resource"] == [role]
     trust = found["role_of_ssm_trust"]["Statement"][0]
@@ -140,7 +140,7 @@ def test_a_group_and_back(fleets: Fleets, tmp_path: Path, capsys: pytest.Capture
     code, done = parbake(capsys, "rollout", FIRST.key, *QUICK)
     assert (code, done["changed"], len(versions(made)), len(fleets.refreshes)) == (0, False, 2, 1)
     report = parbake(capsys, "status")[1][0]
-    assert (report["holds"]["artefact"], report["previous"]["image"]) == (FIRST.artefact, "ami-0")
+    assert (report["holds"]["artefacts"], report["previous"]["images"]) == ([FIRST.artefact], ["ami-0"])
     code, done = parbake(capsys, "rollback", *QUICK)
     assert (code, done["changed"], held()) == (0, True, "1")
     code, done = parbake(capsys, "rollback", *QUICK)
@@ -255,7 +255,7 @@ def test_a_run_that_ends_before_a_call_is_finished(
     assert parbake(capsys, "rollout", FIRST.key, *QUICK)[0] == 0
     assert len(versions(made)) == 2, "the version that was made is taken"
     report = parbake(capsys, "status")[1][0]
-    assert (report["holds"]["artefact"], report["previous"]["image"]) == (FIRST.artefact, "ami-0")
+    assert (report["holds"]["artefacts"], report["previous"]["images"]) == ([FIRST.artefact], ["ami-0"])
     assert parbake(capsys, "rollback", *QUICK)[0] == 0
     del fleets
 
@@ -306,9 +306,9 @@ def test_two_rollouts_race(
         code, error = parbake(capsys, "rollout", FIRST.key, "--no-follow")
     assert (code, error["error"], says in error["message"]) == (1, "TargetMoved", True)
     assert "run the same command again" in error["hint"]
-    assert (fleets.refreshes, parbake(capsys, "status")[1][0]["holds"]["image"]) == ([], "ami-7")
+    assert (fleets.refreshes, parbake(capsys, "status")[1][0]["holds"]["images"]) == ([], ["ami-7"])
     assert parbake(capsys, "rollout", FIRST.key, *QUICK)[0] == 0
-    assert parbake(capsys, "status")[1][0]["previous"]["image"] == "ami-7", "the way back is to what was there"
+    assert parbake(capsys, "status")[1][0]["previous"]["images"] == ["ami-7"], "the way back is to what was there"
 
 
 @pytest.mark.parametrize("target", [GROUP, NODES], ids=["asg", "nodegroup"])
@@ -399,7 +399,7 @@ def test_a_parameter_and_its_history(fleets: Fleets, tmp_path: Path, capsys: pyt
     assert parbake(capsys, "rollback")[0] == 2, "it never had another value"
     assert parbake(capsys, "rollout", SECOND.key, *QUICK)[0] == 0
     report = parbake(capsys, "status")[1][0]
-    assert (report["holds"]["artefact"], report["previous"]["artefact"]) == (SECOND.artefact, FIRST.artefact)
+    assert (report["holds"]["artefacts"], report["previous"]["artefacts"]) == ([SECOND.artefact], [FIRST.artefact])
     code, done = parbake(capsys, "rollback", *QUICK)
     assert (code, done["changed"]) == (0, True)
     code, done = parbake(capsys, "rollback", *QUICK)
@@ -412,7 +412,7 @@ def test_a_parameter_and_its_history(fleets: Fleets, tmp_path: Path, capsys: pyt
     project(tmp_path, [PARAMETER], FIRST, SECOND, third)
     assert parbake(capsys, "rollout", third.key, "--superseding", "ami-2", *QUICK)[0] == 0
     report = parbake(capsys, "status")[1][0]
-    assert (report["holds"]["artefact"], report["previous"]["image"]) == (third.artefact, "ami-1")
+    assert (report["holds"]["artefacts"], report["previous"]["images"]) == ([third.artefact], ["ami-1"])
     assert parbake(capsys, "rollback", *QUICK)[0] == 0
     assert ssm.get_parameter(Name="/nodes/gpu")["Parameter"]["Value"] == "ami-1", "what was superseded is no way back"
 
@@ -428,7 +428,7 @@ def test_targets_that_are_not_there(fleets: Fleets, tmp_path: Path, capsys: pyte
 
 
 def test_what_a_new_version_says() -> None:
-    offer = Offer(artefact="a", key="k", architecture="amd64", image="ami-1", image_size=30 * GIB)
+    offer = Offer(artefacts=("a",), keys=("k",), architectures=("amd64",), images=("ami-1",), image_size=30 * GIB)
     data = {"ImageId": "ami-0", "BlockDeviceMappings": DISKS, "InstanceType": "x"}
     grown = [{"DeviceName": "/dev/xvda", "Ebs": {"VolumeSize": 30, "VolumeType": "gp3"}}]
     assert new_data(data, offer, device="/dev/xvdb") == {"ImageId": "ami-1", "BlockDeviceMappings": grown}

@@ -141,7 +141,7 @@ def test_nodes_that_would_not_use_the_bake_are_refused(
 
 
 def test_user_data_that_is_not_text_stays_as_it_is() -> None:
-    offer = Offer(artefact="a", key="k", architecture="amd64", snapshot="snap-1", snapshot_size=GIB)
+    offer = Offer(artefacts=("a",), keys=("k",), architectures=("amd64",), snapshot="snap-1", snapshot_size=GIB)
     data = {"UserData": base64.b64encode(gzip.compress(b"#!/bin/sh\n")).decode()}
     assert "UserData" not in new_data(data, offer, device="/dev/xvdb")
     with pytest.raises(InputError, match="is not text") as raised:

@@ -255,7 +255,7 @@ def by_status_of_a_node_class(world: World, ami: str) -> None:
 
 
 def by_way_back_of_a_node_class(world: World, ami: str) -> None:
-    note = json.dumps({"previous": {"image": ami}, "current": {"image": "ami-0"}})
+    note = json.dumps({"previous": {"images": [ami]}, "current": {"images": ["ami-0"]}})
     world.node_class({"amiSelectorTerms": [{"id": "ami-0"}]}, annotations={"parbake/rollout": note})
 
 
@@ -289,7 +289,7 @@ def by_manifest(world: World, ami: str) -> None:
 
 
 def by_way_back_of_a_manifest(world: World, ami: str) -> None:
-    note = json.dumps({"previous": {"image": ami}, "current": {"image": "ami-0"}})
+    note = json.dumps({"previous": {"images": [ami]}, "current": {"images": ["ami-0"]}})
     _manifest(world, "ami-0", annotations={"parbake/rollout": note})
 
 
@@ -301,7 +301,8 @@ def by_values_of_a_chart(world: World, ami: str) -> None:
 
 def by_way_back_of_a_file(world: World, ami: str) -> None:
     path = Path(f"{world.name('image')}.json")
-    now, before = (values(Offer(artefact="node", key="k", architecture="amd64", image=each)) for each in ("ami-0", ami))
+    offer = Offer(artefacts=("node",), keys=("k",), architectures=("amd64",))
+    now, before = (values(offer.model_copy(update={"images": (each,)})) for each in ("ami-0", ami))
     path.write_text(render("json", now, History(before)))
     world.target("file", str(path))
 

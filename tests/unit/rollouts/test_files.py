@@ -114,18 +114,18 @@ def there_and_back(
     code, done = parbake(capsys, "rollout", FIRST.key)
     assert (code, done["changed"], (here / file).read_text()) == (0, False, after)
     report = parbake(capsys, "status")[1][0]
-    assert (report["holds"]["artefact"], report["previous"]["image"]) == (FIRST.artefact, "ami-0")
+    assert (report["holds"]["artefacts"], report["previous"]["images"]) == ([FIRST.artefact], ["ami-0"])
     code, done = parbake(capsys, "rollback")
     returned = (here / file).read_text()
     assert (code, done["changed"], "ami-0" in returned) == (0, True, True)
     code, done = parbake(capsys, "rollback")
     assert (code, done["changed"], (here / file).read_text()) == (0, False, returned)
-    assert parbake(capsys, "status")[1][0]["left"]["artefact"] == FIRST.artefact
+    assert parbake(capsys, "status")[1][0]["left"]["artefacts"] == [FIRST.artefact]
     assert not goes_out_again(here, FIRST)
     assert goes_out_again(here, SECOND)
     assert parbake(capsys, "rollout", FIRST.key)[0] == 0
     assert parbake(capsys, "rollout", SECOND.key, "--superseding", "ami-1")[0] == 0
-    assert parbake(capsys, "status")[1][0]["previous"]["image"] == "ami-0", "what never proved itself is no way back"
+    assert parbake(capsys, "status")[1][0]["previous"]["images"] == ["ami-0"], "what never proved itself is no way back"
     assert parbake(capsys, "rollback")[0] == 0
     assert "ami-0" in (here / file).read_text()
     return after
@@ -349,7 +349,7 @@ def test_what_lies_in_no_cloud_is_handed_out_by_name_and_key(here: Path, capsys:
     code, done = parbake(capsys, "rollout", two.key, "--to", "file")
     assert code == 0
     [handed] = done["targets"]
-    assert (handed["before"]["artefact"], handed["after"]["artefact"]) == (one.artefact, two.artefact)
+    assert (handed["before"]["artefacts"], handed["after"]["artefacts"]) == ([one.artefact], [two.artefact])
     said = json.loads((here / "a.json").read_text())
     assert (said["artefact"], said["key"], said["image"], said["snapshot"]) == (two.artefact, two.key, "", "")
     code, error = parbake(capsys, "rollout", one.key, "--to", "image")

@@ -119,7 +119,10 @@ def test_from_a_record_to_nodes_and_back(
         code, _ = parbake(capsys, "rollout", SECOND.key, *QUICK)
         assert (code, images(server)) == (0, ["ami-2", "ami-2"])
         code, status = parbake(capsys, "status")
-        assert (status[0]["holds"]["artefact"], status[0]["previous"]["artefact"]) == (SECOND.artefact, FIRST.artefact)
+        assert (status[0]["holds"]["artefacts"], status[0]["previous"]["artefacts"]) == (
+            [SECOND.artefact],
+            [FIRST.artefact],
+        )
         code, done = parbake(capsys, "rollback", *QUICK)
         assert (code, done["changed"], images(server)) == (0, True, ["ami-1", "ami-1"])
         code, done = parbake(capsys, "rollback", *QUICK)
@@ -151,8 +154,8 @@ def test_two_architectures_of_one_node_class(
         assert (images(server), terms(server)) == (["ami-1", "ami-3"], [{"id": "ami-1"}, {"id": "ami-3"}])
         assert parbake(capsys, "rollout", FIRST.key, arm.key, *QUICK)[1]["changed"] is False, "whatever their order"
         holds = parbake(capsys, "status")[1][0]["holds"]
-        assert (holds["image"], holds["artefact"]) == ("ami-1,ami-3", f"{FIRST.artefact} + {arm.artefact}")
-        assert parbake(capsys, "rollback", *QUICK)[0] == 0
+        assert (holds["images"], holds["artefacts"]) == (["ami-1", "ami-3"], sorted([FIRST.artefact, arm.artefact]))
+        assert parbake(capsys, "rollback", "--holding", "ami-3", *QUICK)[0] == 0
     assert (images(server), terms(server)) == (["ami-0", "ami-a"], [{"alias": "al2023@latest"}])
     assert len(cluster.replaced) == 4
     newer = SECOND.model_copy(update={"finished_at": "2027-01-01T00:00:00Z"})
@@ -161,7 +164,7 @@ def test_two_architectures_of_one_node_class(
     assert (code, "has other images than" in error["message"]) == (2, True), "one was baked anew, and not the other"
     (tmp_path / "artefacts" / f"{SECOND.artefact}.json").unlink()
     shown = parbake(capsys, "rollout", "node", "--dry-run")[1]["targets"][0]
-    assert shown["after"]["image"] == "ami-1,ami-3", "the name means both"
+    assert shown["after"]["images"] == ["ami-1", "ami-3"], "the name means both"
     (tmp_path / "artefacts" / f"{arm.artefact}.json").unlink()
     code, error = parbake(capsys, "rollout", "node")
     assert (code, error["message"]) == (2, "there is no record of node for linux/arm64")
@@ -455,8 +458,8 @@ def test_another_machine_knows_as_much(
         project(elsewhere, [GPU])
         monkeypatch.chdir(elsewhere)
         code, (report,) = parbake(capsys, "status")
-        assert (code, report["holds"]["artefact"], report["previous"]["artefact"]) == (
-            0, SECOND.artefact, FIRST.artefact,
+        assert (code, report["holds"]["artefacts"], report["previous"]["artefacts"]) == (
+            0, [SECOND.artefact], [FIRST.artefact],
         )  # fmt: skip
         assert (report["follow"]["ready"], report["follow"]["total"]) == (2, 2)
         assert parbake(capsys, "rollback", *QUICK)[0] == 0

@@ -75,7 +75,7 @@ def test_two_processes_race(server: Server, tmp_path: Path) -> None:
     loser = (FIRST, SECOND)[1 - winner]
     assert subprocess.run([*command, loser.key], cwd=tmp_path, capture_output=True, check=False).returncode == 0
     note = json.loads(server.get("ec2nodeclasses", "gpu")["metadata"]["annotations"]["parbake/rollout"])
-    assert note["previous"]["image"] == f"ami-{winner + 1}", "the way back is to what was there"
+    assert note["previous"]["images"] == [f"ami-{winner + 1}"], "the way back is to what was there"
 
 
 def test_a_rollout_that_was_killed_is_finished_by_the_next(

@@ -29,10 +29,17 @@ OLD = "karpenter.k8s.aws_awsnodetemplates.v1alpha1"
 BOTH = "karpenter.k8s.aws_ec2nodeclasses.v1+v1beta1"
 NEW = "karpenter.k8s.aws_ec2nodeclasses.v1"
 IMAGE = Offer(
-    artefact="node-1.raw", key="k1", region="eu-central-1", architecture="amd64", image="ami-1", image_size=12 * GIB
+    artefacts=("node-1.raw",),
+    keys=("k1",),
+    region="eu-central-1",
+    architectures=("amd64",),
+    images=("ami-1",),
+    image_size=12 * GIB,
 )
-VOLUME = Offer(artefact="data-1.raw", key="k2", architecture="amd64", snapshot="snap-1", snapshot_size=30 * GIB + 1)
-TOGETHER = IMAGE.model_copy(update={"snapshot": "snap-1", "snapshot_size": 30 * GIB, "artefact": "node-1 + data-1"})
+VOLUME = Offer(
+    artefacts=("data-1.raw",), keys=("k2",), architectures=("amd64",), snapshot="snap-1", snapshot_size=30 * GIB + 1
+)
+TOGETHER = IMAGE.model_copy(update={"snapshot": "snap-1", "snapshot_size": 30 * GIB, "artefacts": ("data-1", "node-1")})
 LARGE = IMAGE.model_copy(update={"image_size": 40 * GIB})
 MOUNTED = VOLUME.model_copy(update={"mount": "#cloud-boothook\nmount\n"})
 HOT = VOLUME.model_copy(update={"hydrate": "#cloud-boothook\n#!/bin/sh\ntrue\n"})
@@ -419,12 +426,12 @@ def allowed(crd: str, found: dict[str, Any]) -> None:
 
 def test_a_rollout_after_another_goes_back_one_step() -> None:
     first = merge(ALIAS, decided(ALIAS, IMAGE, {}).payload)
-    other = IMAGE.model_copy(update={"image": "ami-2", "artefact": "node-2.raw"})
+    other = IMAGE.model_copy(update={"images": ("ami-2",), "artefacts": ("node-2.raw",)})
     second = merge(first, decided(first, other, {}).payload)
-    assert held(second, "/dev/xvdb").artefact == "node-2.raw"
+    assert held(second, "/dev/xvdb").artefacts == ("node-2.raw",)
     back = merge(second, decide_rollback(second, device="/dev/xvdb").payload)
     assert back["spec"] == first["spec"]
-    assert held(back, "/dev/xvdb").artefact == "node-1.raw"
+    assert held(back, "/dev/xvdb").artefacts == ("node-1.raw",)
 
 
 def test_a_change_by_hand_after_the_rollout_is_told() -> None:
@@ -434,7 +441,7 @@ def test_a_change_by_hand_after_the_rollout_is_told() -> None:
     assert back.cautions == (
         "it was changed after the rollout, from node-1.raw (ami-1) to ami-9: that change goes too",
     )
-    assert held(after, "/dev/xvdb").artefact == "", "the note says nothing of what somebody else wrote"
+    assert held(after, "/dev/xvdb").artefacts == (), "the note says nothing of what somebody else wrote"
 
 
 @pytest.mark.parametrize("note", ["", "{", "[]", '{"previous": 3}', '{"previous": {"nonsense": 1}}', "null"])

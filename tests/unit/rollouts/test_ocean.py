@@ -39,7 +39,7 @@ def test_there_and_back(spot: Spot, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert (code, done["changed"], len(spot.rolls)) == (0, False, 1)
     assert not any("owed" in tag["tagKey"] for name in names for tag in spot.specifications[name]["tags"])
     report = parbake(capsys, "status")[1][0]
-    assert (report["holds"]["image"], report["previous"]["image"]) == ("ami-1", "ami-0")
+    assert (report["holds"]["images"], report["previous"]["images"]) == (["ami-1"], ["ami-0"])
     code, done = parbake(capsys, "rollback", *QUICK)
     assert (code, done["changed"], len(spot.rolls)) == (0, True, 2)
     assert {spot.specifications[name]["imageId"] for name in names} == {"ami-0"}

@@ -131,7 +131,7 @@ def test_promoted_and_back(
         assert (code, now(), images(server)) == (0, two, [two, two])
         assert server.get("ec2nodeclasses", "gpu")["metadata"]["generation"] == generation, "the spec stays"
         report = parbake(capsys, "status")[1][0]
-        assert (report["holds"]["artefact"], report["previous"]["artefact"]) == (second.artefact, first.artefact)
+        assert (report["holds"]["artefacts"], report["previous"]["artefacts"]) == ([second.artefact], [first.artefact])
         assert parbake(capsys, "rollback", *QUICK)[0] == 0
         assert (now(), images(server)) == (one, [one, one])
         assert parbake(capsys, "rollback", *QUICK)[1]["changed"] is False, "going back twice is going back once"
@@ -177,10 +177,10 @@ def test_a_run_that_ends_between_its_two_writes_is_finished(
         assert (tagged(), images(server)) == ([one], [one, one])
         killed("rollout", second.key)
         assert (tagged(), images(server)) == ([two], [two, two])
-        assert parbake(capsys, "status")[1][0]["previous"]["artefact"] == first.artefact
+        assert parbake(capsys, "status")[1][0]["previous"]["artefacts"] == [first.artefact]
         killed("rollback")
         assert (tagged(), images(server)) == ([one], [one, one])
-        assert parbake(capsys, "status")[1][0]["holds"]["artefact"] == first.artefact
+        assert parbake(capsys, "status")[1][0]["holds"]["artefacts"] == [first.artefact]
 
 
 @pytest.mark.usefixtures("without_kubectl")

@@ -30,7 +30,7 @@ from tests.fakes import nodeadm
 MOUNT, HYDRATE = mount.user_data("pause:1"), user_data("parbake-hydrate 1\nranges 0\n")
 OURS = {"mount": MOUNT, "hydrate": HYDRATE, "store": KEEP_STORE}
 NOTHING = dict.fromkeys(NAMES, "")
-VOLUME = Offer(artefact="data-1.raw", key="k", architecture="amd64", snapshot="snap-1", mount=MOUNT)
+VOLUME = Offer(artefacts=("data-1.raw",), keys=("k",), architectures=("amd64",), snapshot="snap-1", mount=MOUNT)
 CONFIG = "apiVersion: node.eks.aws/v1alpha1\nkind: NodeConfig\nspec:\n  cluster:\n    name: lab\n"
 CONFIG_KIND = "application/node.eks.aws"
 SCRIPT = '#!/bin/bash\necho "it\'s ${HOME}"\n'

@@ -52,7 +52,10 @@ def test_whatever_a_rollout_writes_lints_without_an_error(
         spec["amiFamily"] = family
     found = {"apiVersion": "karpenter.k8s.aws/v1", "kind": "EC2NodeClass", "metadata": {"name": "gpu"}, "spec": spec}
     offer = Offer(
-        artefact="a-1", key="k", architecture="amd64", mount="#cloud-boothook\n#!/bin/sh\n# parbake-mount.sh\n"
+        artefacts=("a-1",),
+        keys=("k",),
+        architectures=("amd64",),
+        mount="#cloud-boothook\n#!/bin/sh\n# parbake-mount.sh\n",
     )
     bake = Bake("a-1", MACHINE, "machine-image", (), size=size * GIB, amis=frozenset({"ami-1"}))
     if is_volume:
@@ -60,7 +63,7 @@ def test_whatever_a_rollout_writes_lints_without_an_error(
         pause = "localhost/kubernetes/pause:latest"
         bake = Bake("a-1", MACHINE, "volume", (), sandbox=pause, size=size * GIB, snapshots=(("snap-1", size * GIB),))
     else:
-        offer = offer.model_copy(update={"image": "ami-1", "image_size": size * GIB, "mount": ""})
+        offer = offer.model_copy(update={"images": ("ami-1",), "image_size": size * GIB, "mount": ""})
     change = decide(found, offer, device=device, disk={})
     assume(not change.refusals)  # then nothing is written
     told = examine([("x.yaml", json.dumps(merge(found, change.payload)))], (bake,))

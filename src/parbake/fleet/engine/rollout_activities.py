@@ -36,6 +36,7 @@ from parbake.fleet.engine.schedule_activities import ScheduleActivities
 from parbake.fleet.source import checked_out
 from parbake.fleet.stores import need_rollout
 from parbake.fleet.windows import until_open
+from parbake.rollouts import TargetState
 
 _ENDED_BADLY = {WorkflowExecutionStatus.CANCELED, WorkflowExecutionStatus.FAILED, WorkflowExecutionStatus.TERMINATED}
 
@@ -146,10 +147,11 @@ class RolloutActivities(ScheduleActivities):
         if not document["targets"]:
             return TargetOutcome(changed=False)
         [found] = document["targets"]
-        before, after = found["before"], found["after"]
-        if found["diff"] and noting and not request.superseded(_ids(before)):  # it would go back past that
-            await self._noted(request, request.keys, f"{request.target} of {request.file}", _names(before))
-        return TargetOutcome(bool(found["diff"]), _said(before), _said(after), _ids(after), _ids(before))
+        before, after = (TargetState.model_validate(found[name]) for name in ("before", "after"))
+        if found["diff"] and noting and not request.superseded(before.ids):  # it would go back past that
+            held = dict.fromkeys((*before.ids, *before.artefacts))
+            await self._noted(request, request.keys, f"{request.target} of {request.file}", held)
+        return TargetOutcome(bool(found["diff"]), str(before), str(after), list(after.ids), list(before.ids))
 
     async def _noted(
         self, request: WavesRequest | TargetTask, keys: Iterable[str], target: str = "", held: Iterable[str] = ()
@@ -178,20 +180,3 @@ def _how(request: TargetTask) -> list[str]:
     """Return the options that a rollout to a target has."""
     over = [part for each in request.superseded(request.held) for part in ("--superseding", each)]
     return ["--store", request.store, *over, *(part for each in request.roles for part in ("--copy-role", each))]
-
-
-def _ids(held: dict[str, Any]) -> list[str]:
-    """Return what an artefact is known by on every kind of target (``TargetState.ids``)."""
-    return [held[name] for name in ("image", "snapshot") if held[name]] or [held["artefact"]]
-
-
-def _names(held: dict[str, Any]) -> list[str]:
-    """Return all by which pruning may know what a target holds."""
-    return [name for name in (*held["image"].split(","), held["snapshot"], held["artefact"]) if name]
-
-
-def _said(held: dict[str, Any]) -> str:
-    ids = ", ".join(held[name] for name in ("image", "snapshot") if held[name]) or held["label"]
-    if held["artefact"]:
-        return f"{held['artefact']} ({ids})" if ids else str(held["artefact"])
-    return ids or "nothing"

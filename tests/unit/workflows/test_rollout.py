@@ -1,0 +1,51 @@
+"""What a target is known to hold, of the records that were rolled out to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parbake.rollouts import Rollout, TargetStatus
+from parbake.rollouts.nodeclass import decide, held
+from parbake.workflows.rollout import _has_had, offer
+from tests.fakes.clusters import REGION, machine_image
+from tests.fakes.kubernetes.store import merge
+from tests.unit.rollouts.test_node_classes import ALIAS, node_class
+
+RECORDS = [machine_image("one", "ami-1"), machine_image("two", "ami-2", architecture="arm64")]
+OLD = node_class("v1alpha1", amiSelector={"aws-ids": "ami-0"})
+
+
+def holding(found: dict[str, Any]) -> Rollout:
+    class Target(Rollout):
+        def status(self) -> TargetStatus:
+            return TargetStatus("EC2NodeClass gpu", held(found, "/dev/xvdb"))
+
+    return Target()  # type: ignore[abstract]
+
+
+@given(
+    st.lists(st.sampled_from(RECORDS), min_size=1, max_size=2, unique_by=id),
+    st.booleans(),
+    st.sampled_from([ALIAS, OLD]),
+)
+def test_a_target_goes_by_each_of_its_ids_names_and_keys_in_whatever_order_they_stand(
+    records: list[Any], turned: bool, before: dict[str, Any]
+) -> None:
+    offered = offer(records, REGION)
+    after = merge(before, decide(before, offered, device="/dev/xvdb", disk={}).payload)
+    spec = after["spec"]
+    if turned and before is OLD:
+        spec["amiSelector"]["aws-ids"] = ", ".join(reversed(spec["amiSelector"]["aws-ids"].split(",")))
+    elif turned:
+        spec["amiSelectorTerms"].reverse()
+    for each in (offered, offer(records[::-1], REGION)):
+        change = decide(after, each, device="/dev/xvdb", disk={})
+        assert (change.diff, change.before) == ("", held(after, "/dev/xvdb"))
+    for record in records:
+        for name in (record.published[REGION].image, record.artefact, record.key, record.key[:12]):
+            assert _has_had(holding(after), [name]), name
+        assert record.artefact in str(held(after, "/dev/xvdb")), "the name is kept"
+    assert not _has_had(holding(after), [records[0].artefact, "ami-9"])
