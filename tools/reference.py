@@ -43,9 +43,11 @@ EXAMPLES: Final = {
     "status": "parbake status",
     "freeze": "parbake freeze --to gpu",
     "thaw": "parbake thaw --to gpu",
-    "advise": "parbake advise hello --launches 200 --zones 3",
+    "advise": (
+        "parbake advise hello --launches 200 --zones 3\n"
+        "parbake advise --launches 1000 --pull-seconds 120 --start-seconds 8 --headroom 3"
+    ),
     "report": "parbake report hello",
-    "savings": "parbake savings --pulls 1000 --pull-seconds 120 --start-seconds 8 --headroom 3",
     "watch": "parbake watch --once",
     "prune": "parbake prune --keep 1 --dry-run",
     "clean": "parbake clean",

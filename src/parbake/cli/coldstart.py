@@ -20,7 +20,10 @@ from parbake.core.errors import InputError
 from parbake.core.events import Events
 
 if TYPE_CHECKING:
-    from parbake.aws.costs import Prices
+    from collections.abc import Sequence
+
+    from parbake.aws.costs import Advice, Prices, Pull, Situation
+    from parbake.core.model import Frozen
 
 
 @command()
@@ -114,28 +117,11 @@ def hydrate(
     return written(paths, *[too_large] * (size > limits.USER_DATA_LIMIT), user_data_bytes=size)
 
 
-PricesFile = Annotated[
-    Path | None, typer.Option("--prices", help="A JSON file of prices, to replace parbake's.", metavar="FILE")
-]
-NodeHour = Annotated[
-    float | None, typer.Option(min=0, help="What a node costs per hour, instead of the list's price.", metavar="PRICE")
-]
-PullRate = Annotated[
-    float | None,
-    typer.Option(
-        min=0.001, help="How fast your pulls are, in MB of layers a second; in place of all kinds.", metavar="MB"
-    ),
-]
-Bakes = Annotated[float, typer.Option(min=0, help="Bakes per month.", metavar="COUNT")]
-BakeMinutes = Annotated[
-    float,
-    typer.Option(min=0, help="How long a bake takes, on a machine that costs what a node does.", metavar="MINUTES"),
-]
-
-
 @command()
 def advise(
-    selector: Selector,
+    selector: Annotated[
+        str | None, typer.Argument(help="A record; without one, --size or --pull-seconds.", metavar="[RECORD]")
+    ] = None,
     launches: Annotated[float, typer.Option(min=0.001, help="Nodes started per day.", metavar="COUNT")] = 100.0,
     zones: Annotated[int, typer.Option(min=1, help="Availability zones they start in.", metavar="COUNT")] = 3,
     boot: Annotated[
@@ -153,11 +139,37 @@ def advise(
         str, typer.Option(help="The volume that nodes have anyway: gp3, gp3-raised or io2.", metavar="NAME")
     ] = "gp3",
     lifetime: Annotated[float, typer.Option(min=0.01, help="How long a node lives.", metavar="HOURS")] = 8.0,
-    bakes: Bakes = 4.0,
-    bake_minutes: BakeMinutes = 10.0,
-    pull_rate: PullRate = None,
-    prices: PricesFile = None,
-    node_hour: NodeHour = None,
+    bakes: Annotated[float, typer.Option(min=0, help="Bakes per month.", metavar="COUNT")] = 4.0,
+    bake_minutes: Annotated[
+        float,
+        typer.Option(min=0, help="How long a bake takes, on a machine that costs what a node does.", metavar="MINUTES"),
+    ] = 10.0,
+    pull_rate: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001, help="How fast your pulls are, in MB of layers a second; in place of all kinds.", metavar="MB"
+        ),
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(min=1, help="Without a record: the compressed size of a pull.", metavar="MB")
+    ] = None,
+    pull_seconds: Annotated[
+        float | None, typer.Option(min=0, help="Without a record: how long a pull takes today.", metavar="SECONDS")
+    ] = None,
+    start_seconds: Annotated[
+        float,
+        typer.Option(min=0, help="Without a record: how long a node waits for the baked image.", metavar="SECONDS"),
+    ] = 0.0,
+    headroom: Annotated[
+        float, typer.Option(min=0, help="Without a record: nodes kept running for pods to come.", metavar="COUNT")
+    ] = 0.0,
+    prices: Annotated[
+        Path | None, typer.Option("--prices", help="A JSON file of prices, to replace parbake's.", metavar="FILE")
+    ] = None,
+    node_hour: Annotated[
+        float | None,
+        typer.Option(min=0, help="What a node costs per hour, instead of the list's price.", metavar="PRICE"),
+    ] = None,
     file: BakefilePath = DEFAULT_FILE,
 ) -> Result:
     """Recommend the cheapest remedy for cold volumes, and say why.
@@ -166,19 +178,32 @@ def advise(
     restore, a gp3 volume with 16,000 IOPS and 1,000 MiB/s, reading everything, and pulls without any bake: by
     containerd as it is, and by SOCI's parallel pull on AL2023 and Bottlerocket. For each, it shows the time added to a
     start, and the cost per month including the nodes that wait. If a pull costs less in all, it says not to bake.
+
+    Without a record, it estimates what pulls cost and how much of it a bake saves: with --size for every kind of pull,
+    with --headroom beside nodes that you keep running so that nobody waits.
     """
     from parbake import records
     from parbake.aws import costs
-    from parbake.cli.text.coldstart import advice_text
     from parbake.workflows import trace as workflow
 
     if profile not in costs.SPEEDS:
         raise InputError(f"--profile {profile}: no such profile", hint=f"choose {' or '.join(costs.SPEEDS)}")
     if drive not in costs.DRIVES:
         raise InputError(f"--drive {drive}: no such volume", hint=f"choose {' or '.join(costs.DRIVES)}")
+    listed = _priced(prices, node_hour)
+    pulls = costs.own_pull(pull_rate) if pull_rate else costs.known_pulls()
+    if selector is None:
+        seconds = {each.name: each.seconds((size or 0) * costs.MB) for each in pulls} if size else {}
+        seconds = {**seconds, **({"pull": pull_seconds} if pull_seconds is not None else {})}
+        if "pull" not in seconds:
+            raise InputError(
+                "how long a pull takes is not known",
+                hint="name a record, or give --pull-seconds, or --size with the compressed size in MB",
+            )
+        estimated = costs.estimate(launches, seconds, start_seconds, headroom, bakes * bake_minutes / 60, listed)
+        return _advised(estimated, None, listed, pulls)
     hint = "only artefacts of parbake can be assessed"
     _, record = records.locate_record(selector, Project(file, [selector]).output(), hint=hint)
-    listed = _priced(prices, node_hour)
     situation = workflow.situation(
         record,
         launches=launches,
@@ -192,67 +217,22 @@ def advise(
         bakes=bakes,
         bake_minutes=bake_minutes,
     )
-    speeds, pulls = costs.SPEEDS[profile], costs.own_pull(pull_rate) if pull_rate else costs.known_pulls()
-    advice = costs.advise(situation, speeds, listed, pulls)
-    parts = {"situation": situation, "speeds": speeds, "drive": costs.DRIVES[drive], "prices": listed}
+    speeds = costs.SPEEDS[profile]
+    parts = {"situation": situation, "speeds": speeds, "drive": costs.DRIVES[drive]}
+    return _advised(costs.advise(situation, speeds, listed, pulls), situation, listed, pulls, **parts)
+
+
+def _advised(advice: Advice, at: Situation | None, prices: Prices, pulls: Sequence[Pull], **parts: Frozen) -> Result:
+    from parbake.cli.text.coldstart import advice_text
+
     document = {
         "recommended": advice.best.name,
         "bake": advice.best.bakes,
         **advice.model_dump(mode="json"),
-        **{name: part.model_dump(mode="json") for name, part in parts.items()},
+        **{name: part.model_dump(mode="json") for name, part in {**parts, "prices": prices}.items()},
         "pulls": [each.model_dump(mode="json") for each in pulls],
     }
-    return Result(document, lambda: advice_text(advice, situation, listed))
-
-
-@command()
-def savings(
-    pulls: Annotated[float, typer.Option(min=0, help="Pulls of the images per day.", metavar="COUNT")],
-    pull_seconds: Annotated[
-        float | None,
-        typer.Option(min=0, help="How long a node waits for a pull today. Default: by --size.", metavar="SECONDS"),
-    ] = None,
-    start_seconds: Annotated[
-        float, typer.Option(min=0, help="How long it waits for the baked image instead.", metavar="SECONDS")
-    ] = 0.0,
-    headroom: Annotated[float, typer.Option(min=0, help="Nodes kept running for pods to come.", metavar="COUNT")] = 0.0,
-    size: Annotated[
-        int | None,
-        typer.Option(min=1, help="The compressed size of a pull; compares every kind of pull.", metavar="MB"),
-    ] = None,
-    bakes: Bakes = 4.0,
-    bake_minutes: BakeMinutes = 10.0,
-    pull_rate: PullRate = None,
-    prices: PricesFile = None,
-    node_hour: NodeHour = None,
-) -> Result:
-    """Estimate what pulls cost, and how much of it a bake saves.
-
-    Nodes that wait for a pull cost money. Headroom hides the wait and costs money round the clock: a bake saves
-    that only if you give it up. With --size, it compares every kind of pull: a faster one may save more than a bake.
-    """
-    from parbake.aws import costs
-    from parbake.cli.text.coldstart import savings_text
-
-    listed = _priced(prices, node_hour)
-    kinds = costs.own_pull(pull_rate) if pull_rate else costs.known_pulls()
-    others: dict[str, float] = {each.name: each.seconds((size or 0) * costs.MB) for each in kinds} if size else {}
-    today = pull_seconds if pull_seconds is not None else others.get("pull")
-    if today is None:
-        raise InputError(
-            "how long a pull takes is not known", hint="give --pull-seconds, or --size with the compressed size in MB"
-        )
-    found = costs.savings(
-        pulls=pulls,
-        pull_seconds=today,
-        start_seconds=start_seconds,
-        headroom=headroom,
-        node_hour=listed.node_hour.value,
-        bake_hours=bakes * bake_minutes / 60,
-        others=others,
-    )
-    document = {"bake": found.bake, **found.model_dump(mode="json"), "prices": listed.model_dump(mode="json")}
-    return Result(document, lambda: savings_text(found, listed))
+    return Result(document, lambda: advice_text(advice, at, prices))
 
 
 def _priced(file: Path | None, node_hour: float | None) -> Prices:

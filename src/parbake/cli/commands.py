@@ -16,6 +16,8 @@ from typing import Any, Final, NamedTuple, override
 import typer
 from typer.core import TyperGroup
 
+from parbake.core.errors import InputError
+
 
 class Listed(NamedTuple):
     """A command, or a group of commands: the module of this wing that has it, and what it does in one sentence."""
@@ -52,7 +54,6 @@ COMMANDS: Final[Mapping[str, Mapping[str, Listed]]] = {
         "trace": Listed("coldstart", "Record which blocks a cold start reads, in which order."),
         "hydrate": Listed("coldstart", "Write the files with which a node loads hot blocks and files early."),
         "advise": Listed("coldstart", "Recommend the cheapest remedy for cold volumes, and say why."),
-        "savings": Listed("coldstart", "Estimate what pulls cost, and how much of it a bake saves."),
         "report": Listed("coldstart", "Write a one-page HTML report of a cold start."),
     },
     "Many machines": {
@@ -67,6 +68,7 @@ COMMANDS: Final[Mapping[str, Mapping[str, Listed]]] = {
 }
 """In the order in which help shows them."""
 
+_MOVED: Final = {"savings": "`parbake advise --size MB` estimates it, without a record; --pulls is --launches there"}
 _LISTED: Final = dict(chain.from_iterable(names.items() for names in COMMANDS.values()))
 _applications: dict[str, typer.Typer] = {}
 
@@ -110,6 +112,13 @@ class CommandList(TyperGroup):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{**settings, "commands": _Commands()})
+
+    @override
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Say where a command is that has become part of another one; raises InputError."""
+        if args and args[0] in _MOVED:
+            raise InputError(f"there is no `parbake {args[0]}` any more", hint=_MOVED[args[0]])
+        return super().resolve_command(ctx, args)
 
     @override
     def format_commands(self, ctx: Any, formatter: Any) -> None:

@@ -1,10 +1,10 @@
-"""Advice and savings: what is decided for which figures, one golden file a case."""
+"""Advice, with a bake and before one: what is decided for which figures, one golden file a case."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -17,14 +17,15 @@ from parbake.aws.costs import (
     Pull,
     Situation,
     advise,
+    estimate,
     known_pulls,
     load_prices,
     own_pull,
-    savings,
 )
 from parbake.aws.costs.advise import raised_hour
 from parbake.aws.costs.prices import Price
-from parbake.cli.text.coldstart import advice_text, savings_text
+from parbake.aws.costs.rates import PullName
+from parbake.cli.text.coldstart import advice_text
 from parbake.core.errors import InputError
 from parbake.core.model import GIB, MIB
 
@@ -66,19 +67,13 @@ SITUATIONS = {
         "harsh",
     ),
 }
-SAVINGS: dict[str, Any] = {
-    "article": {"pulls": 1000.0, "pull_seconds": 120.0, "start_seconds": 8.0, "headroom": 0.0},
-    "headroom": {"pulls": 1000.0, "pull_seconds": 120.0, "start_seconds": 8.0, "headroom": 3.0},
-    "slower": {"pulls": 10.0, "pull_seconds": 20.0, "start_seconds": 90.0, "headroom": 0.0},
-    "none": {"pulls": 0.0, "pull_seconds": 20.0, "start_seconds": 9.0, "headroom": 0.0},
-    "faster-pulls": {
-        "pulls": 40.0,
-        "pull_seconds": 131.0,
-        "start_seconds": 0.0,
-        "headroom": 0.0,
-        "bake_hours": 10.0,
-        "others": {each.name: each.seconds(VLLM.transfer) for each in known_pulls()},
-    },
+# Starts a day, pulls, seconds of a start from the bake, nodes kept running, hours of bakes a month.
+ESTIMATES: dict[str, tuple[float, dict[PullName, float], float, float, float]] = {
+    "article": (1000.0, {"pull": 120.0}, 8.0, 0.0, 0.0),
+    "headroom": (1000.0, {"pull": 120.0}, 8.0, 3.0, 0.0),
+    "slower": (10.0, {"pull": 20.0}, 90.0, 0.0, 0.0),
+    "none": (0.0, {"pull": 20.0}, 9.0, 0.0, 0.0),
+    "faster-pulls": (40.0, {each.name: each.seconds(VLLM.transfer) for each in known_pulls()}, 0.0, 0.0, 10.0),
 }
 
 
@@ -124,15 +119,17 @@ def test_memory_is_what_makes_the_difference() -> None:
     assert found["fsr"].seconds == found["hydrate"].seconds
 
 
-@pytest.mark.parametrize("case", SAVINGS)
-def test_savings(case: str) -> None:
-    text = savings_text(savings(**SAVINGS[case], node_hour=PRICES.node_hour.value), PRICES) + "\n"
-    assert text == (FOLDER / f"savings-{case}.txt").read_text()
+@pytest.mark.parametrize("case", ESTIMATES)
+def test_what_a_bake_would_save(case: str) -> None:
+    advice = estimate(*ESTIMATES[case], PRICES)
+    assert advice_text(advice, None, PRICES) + "\n" == (FOLDER / f"estimate-{case}.txt").read_text()
+    assert advice.best.total == min(each.total for each in advice.remedies)
+    assert advice.reason.endswith("do not bake this") is not advice.best.bakes
 
 
 def test_every_golden_file_is_compared() -> None:
     named = {f"advice-{case}.txt" for case in (*SITUATIONS, "soci", "no-soci", "own-pull")}
-    named |= {f"savings-{case}.txt" for case in SAVINGS}
+    named |= {f"estimate-{case}.txt" for case in ESTIMATES}
     assert {path.name for path in FOLDER.iterdir()} == named
 
 

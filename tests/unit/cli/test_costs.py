@@ -1,4 +1,4 @@
-"""Advice and savings from the command line: what is asked for reaches the arithmetic, what is wrong is told."""
+"""Advice from the command line: what is asked for reaches the arithmetic, what is wrong is told."""
 
 from __future__ import annotations
 
@@ -44,10 +44,16 @@ def test_advice_of_a_record(
     assert unknown["situation"]["reads"] == 360, "pieces as large as what is read ahead"
 
 
-def test_savings_of_every_kind_of_pull(capsys: pytest.CaptureFixture[str]) -> None:
-    found = told(capsys, "savings", "--pulls", "40", "--size", "9354", "--bakes", "60")
-    assert [each["name"] for each in found["others"]] == ["pull", "pull-soci-al2023", "pull-soci-bottlerocket"]
-    assert found["bake"]
-    assert [each["saved_a_month"] > 0 for each in found["others"]] == [True, True, False]
-    assert not told(capsys, "savings", "--pulls", "1", "--pull-seconds", "3")["bake"]
-    assert "--size" in told(capsys, "savings", "--pulls", "1", code=2)["hint"]
+def test_without_a_record_every_kind_of_pull_is_compared_with_a_bake(capsys: pytest.CaptureFixture[str]) -> None:
+    found = told(capsys, "advise", "--launches", "40", "--size", "9354", "--bakes", "60")
+    kinds = ["pull", "pull-soci-al2023", "pull-soci-bottlerocket"]
+    assert [each["name"] for each in found["remedies"]] == [kinds[2], "bake", kinds[1], kinds[0]]
+    assert (found["bake"], found["recommended"]) == (False, kinds[2]), "a faster pull costs less than bakes"
+    assert told(capsys, "advise", "--launches", "1000", "--pull-seconds", "120", "--headroom", "3")["bake"]
+    measured = told(capsys, "advise", "--launches", "1", "--pull-seconds", "3")
+    assert (measured["bake"], len(measured["remedies"])) == (False, 2)
+    assert "--size" in told(capsys, "advise", "--launches", "1", code=2)["hint"]
+
+
+def test_the_command_that_was_says_where_it_went(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "parbake advise --size" in told(capsys, "savings", "--pulls", "1", code=2)["hint"]

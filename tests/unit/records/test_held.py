@@ -40,7 +40,6 @@ DOES_NOT = {
     "lint": ["lint", "--bake", "ARTEFACT", "pod.yaml"],
     "hydrate": ["hydrate", "ARTEFACT", "out"],
     "advise": ["advise", "ARTEFACT", "--hot", "10"],
-    "savings": ["savings", "ARTEFACT"],
     "report": ["report", "ARTEFACT"],
     "rollout": ["rollout", "ARTEFACT"],
     "copy": ["copy", "ARTEFACT", "--region", "eu-west-1"],

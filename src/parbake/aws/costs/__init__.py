@@ -1,9 +1,8 @@
 """What cold starts cost: pure arithmetic on sizes, times and prices. Nothing is asked and nothing is measured here."""
 
-from parbake.aws.costs.advise import Advice, Remedy, Situation, advise
+from parbake.aws.costs.advise import Advice, Remedy, Situation, advise, estimate
 from parbake.aws.costs.prices import Prices, load_prices
 from parbake.aws.costs.rates import DRIVES, MB, SPEEDS, Drive, Pull, Speeds, known_pulls, own_pull
-from parbake.aws.costs.savings import Savings, savings
 
 __all__ = [
     "DRIVES",
@@ -14,12 +13,11 @@ __all__ = [
     "Prices",
     "Pull",
     "Remedy",
-    "Savings",
     "Situation",
     "Speeds",
     "advise",
+    "estimate",
     "known_pulls",
     "load_prices",
     "own_pull",
-    "savings",
 ]

@@ -9,7 +9,7 @@ snapshot restore (``restore_credits``); the initialization rate is at most 300 M
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +20,9 @@ from parbake.aws.costs.rates import DRIVES, RAISED, Drive, Pull, PullName, Speed
 from parbake.aws.costs.restore_credits import bucket, refill
 from parbake.core.model import GIB, MIB, Frozen
 
-Name = Literal["nothing", "hydrate", "hydrate-prefetch", "rate", "fsr", "gp3", "full-read"] | PullName
+Name = (
+    Literal["nothing", "hydrate", "hydrate-prefetch", "rate", "fsr", "gp3", "full-read", "headroom", "bake"] | PullName
+)
 _DAYS = 30
 _HOURS = 24
 _HOURS_A_MONTH = 730  # as AWS counts
@@ -79,7 +81,7 @@ class Remedy(Frozen):
     @property
     def bakes(self) -> bool:
         """Whether anything is baked for it."""
-        return not self.name.startswith("pull")
+        return not self.name.startswith(("pull", "headroom"))
 
 
 class Advice(Frozen):
@@ -106,6 +108,29 @@ def advise(at: Situation, speeds: Speeds, prices: Prices, pulls: Sequence[Pull] 
     simplest = next(alike[name] for name in _SIMPLEST if name in alike)
     order.remove(simplest)
     return Advice(remedies=(simplest, *order), reason=_reason(simplest, found))
+
+
+def estimate(
+    launches: float, pulls: Mapping[PullName, float], started: float, headroom: float, bake_hours: float, prices: Prices
+) -> Advice:
+    """Compare, before anything is baked, pulls of so many seconds, nodes kept running to hide them, and a bake.
+
+    ``launches`` are a day's, ``started`` the seconds until a start from the bake, ``headroom`` the count of nodes that
+    are kept for pods to come, ``bake_hours`` how long a month a machine with the price of a node bakes.
+    """
+    hour, later = prices.node_hour.value, "once it is baked, `parbake advise RECORD` compares the ways to start from it"
+    found = [_remedy(name, seconds, 0.0, launches, prices, "no bake") for name, seconds in pulls.items()]
+    if headroom:
+        note = f"no bake: {headroom:g} nodes more round the clock, as long as they are enough to hide every pull"
+        found.append(_remedy("headroom", 0.0, headroom * hour * _HOURS * _DAYS, launches, prices, note))
+    pull, baked = found[0], _remedy("bake", started, bake_hours * hour, launches, prices, later)
+    best, *others = sorted([*found, baked], key=lambda remedy: remedy.total)  # the first of those that are alike
+    reason = f"pulls waste {launches * pull.seconds / 60:,.1f} node-minutes a day, {pull.total:,.2f} a month"
+    if best is baked:
+        reason += f", of which a bake saves {pull.total - baked.total:,.2f}, its own cost deducted"
+    else:
+        reason += f"; with a bake it is {baked.total:,.2f}, with {best.name} {best.total:,.2f}: do not bake this"
+    return Advice(remedies=(best, *others), reason=reason)
 
 
 def raised_hour(prices: Prices) -> float:
@@ -155,23 +180,32 @@ def _baked(at: Situation, speeds: Speeds, prices: Prices) -> list[Remedy]:
     warm, restored = _restored(at)
     whole = f"{_RATE} MiB/s from the first block on: whole after {at.data / MIB / _RATE:.0f} s"
     found = [
-        _remedy("nothing", times.lazily + times.loaded, kept, at, prices, _nothing_note(at, times)),
-        _remedy("hydrate", hydrated, kept, at, prices, _hydrate_note(at, speeds)),
-        _remedy("hydrate-prefetch", min(times.remembered, hydrated), kept, at, prices, "its files in memory as well"),
-        _remedy("rate", initialized + times.loaded, kept + initialization, at, prices, whole),
+        _remedy("nothing", times.lazily + times.loaded, kept, at.launches, prices, _nothing_note(at, times)),
+        _remedy("hydrate", hydrated, kept, at.launches, prices, _hydrate_note(at, speeds)),
+        _remedy(
+            "hydrate-prefetch",
+            min(times.remembered, hydrated),
+            kept,
+            at.launches,
+            prices,
+            "its files in memory as well",
+        ),
+        _remedy("rate", initialized + times.loaded, kept + initialization, at.launches, prices, whole),
         _remedy(
             "fsr",
             (1 - warm) * times.lazily + times.loaded,
             kept + prices.fsr_hour.value * _HOURS * _DAYS * at.zones,
-            at,
+            at.launches,
             prices,
             restored,
         ),
-        _remedy("full-read", min(fully, times.lazily) + times.loaded, kept, at, prices, "also what nobody needs"),
+        _remedy(
+            "full-read", min(fully, times.lazily) + times.loaded, kept, at.launches, prices, "also what nobody needs"
+        ),
     ]
     if at.drive == "gp3":
         cost, note = kept + _raised_month(at, prices), "16,000 IOPS and 1,000 MiB/s: cold blocks are as slow"
-        found.append(_remedy("gp3", times.lazily + raised.loaded, cost, at, prices, note))
+        found.append(_remedy("gp3", times.lazily + raised.loaded, cost, at.launches, prices, note))
     return found
 
 
@@ -181,12 +215,12 @@ def _pulled(at: Situation, prices: Prices, pulls: Sequence[Pull]) -> list[Remedy
     for pull in pulls:
         cost = _raised_month(at, prices) if pull.raised else 0.0
         note = f"no bake: {pull.what}" + (", on gp3 with 1,000 MiB/s" if pull.raised else "")
-        found.append(_remedy(pull.name, pull.seconds(at.transfer), cost, at, prices, note))
+        found.append(_remedy(pull.name, pull.seconds(at.transfer), cost, at.launches, prices, note))
     return found
 
 
-def _remedy(name: Name, seconds: float, cost: float, at: Situation, prices: Prices, note: str) -> Remedy:
-    waiting = seconds / 3600 * prices.node_hour.value * at.launches * _DAYS
+def _remedy(name: Name, seconds: float, cost: float, launches: float, prices: Prices, note: str) -> Remedy:
+    waiting = seconds / 3600 * prices.node_hour.value * launches * _DAYS
     return Remedy(name=name, seconds=round(seconds, 1), cost=round(cost, 2), waiting=round(waiting, 2), note=note)
 
 
