@@ -2,7 +2,7 @@
 
 from parbake.bakefile.aws import AwsSection, FastRestoreSection
 from parbake.bakefile.bases import BaseChoice
-from parbake.bakefile.file import IN_EC2, Bakefile, advice, schema
+from parbake.bakefile.file import Bakefile, advice, schema
 from parbake.bakefile.loader import COPY_ROLES, load
 from parbake.bakefile.retention import RetentionSection
 from parbake.bakefile.sections import Build, ImageEntry
@@ -10,7 +10,6 @@ from parbake.bakefile.values import store_address
 
 __all__ = [
     "COPY_ROLES",
-    "IN_EC2",
     "AwsSection",
     "Bakefile",
     "BaseChoice",

@@ -5,7 +5,7 @@ import os
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 from pydantic import field_validator as check
@@ -55,20 +55,33 @@ def _sandbox(text: str) -> str:
     return text if text in {"auto", "none"} else reference_text(text)
 
 
-IN_EC2 = ("ec2", "ebs", "packer")
-"""The builders whose artefacts lie in EC2."""
-_BASES = {
-    "local": ("debian", "file", "none"),
-    "qemu": ("debian", "file"),
-    "ec2": ("ami",),
-    "ebs": ("debian", "file", "none", "ami"),
-    "packer": ("ami",),
+class BuilderTraits(NamedTuple):
+    """What a builder is like, for whoever asks: kinds of base, where its artefacts lie, and what bakes."""
+
+    bases: tuple[str, ...]
+    in_ec2: bool = False
+    """What it makes lies in EC2: an AMI or a snapshot."""
+    on_instance: bool = False
+    """An instance bakes; else this machine does, and sends what it has made."""
+
+    @property
+    def sends(self) -> bool:
+        """Whether what is baked here is sent to EC2."""
+        return self.in_ec2 and not self.on_instance
+
+
+BUILDERS: Final = {
+    "local": BuilderTraits(("debian", "file", "none")),
+    "qemu": BuilderTraits(("debian", "file")),
+    "ec2": BuilderTraits(("ami",), in_ec2=True, on_instance=True),
+    "ebs": BuilderTraits(("debian", "file", "none", "ami"), in_ec2=True),
+    "packer": BuilderTraits(("ami",), in_ec2=True, on_instance=True),
 }
 _WHICH = {"ami": "an AMI", "debian": "debian", "file": "a disk image", "none": "none"}
 
 
 def _default_artefact(data: dict[str, Any]) -> Artefact:
-    in_ec2 = data.get("builder") in IN_EC2
+    in_ec2 = "builder" in data and BUILDERS[data["builder"]].in_ec2
     if data["base"].kind == "none":
         return Artefact(kind="volume", format="snapshot" if in_ec2 else "raw")
     return Artefact(kind="machine-image", format="ami" if in_ec2 else "raw")
@@ -138,6 +151,11 @@ class Bakefile(Section):
     rollout: Annotated[tuple[TargetText, ...], AfterValidator(distinct)] = ()
     """The targets of `parbake rollout`."""
 
+    @property
+    def traits(self) -> BuilderTraits:
+        """What its builder is like."""
+        return BUILDERS[self.builder]
+
     @check("platforms")
     @classmethod
     def _distinct_platforms(cls, value: tuple[Platform, ...]) -> tuple[Platform, ...]:
@@ -179,9 +197,9 @@ class Bakefile(Section):
                 f"{'an AMI by its id' if by_id else 'a disk image'} is for one platform, and `platforms` names several",
                 'write such as base: {eks: al2023, kubernetes: "1.36"}, or a Bakefile for each',
             )
-        fitting = _BASES.get(builder or "", ())
+        fitting = BUILDERS[builder].bases if builder else ()
         if builder and value.kind not in fitting:
-            ways = [each for each, kinds in _BASES.items() if value.kind in kinds]
+            ways = [each for each, traits in BUILDERS.items() if value.kind in traits.bases]
             raise wrong(
                 f"the builder {builder} bakes onto {' or '.join(_WHICH[each] for each in fitting)}, "
                 f"not onto {_WHICH[value.kind]}",
@@ -195,7 +213,8 @@ class Bakefile(Section):
     @classmethod
     def _has_a_volume(cls, value: VerifySection, info: ValidationInfo) -> VerifySection:
         artefact: Artefact | None = info.data.get("artefact")
-        if value.base and ((artefact and artefact.kind != "volume") or info.data.get("builder") in {"ec2", "packer"}):
+        elsewhere = "builder" in info.data and BUILDERS[info.data["builder"]].on_instance
+        if value.base and ((artefact and artefact.kind != "volume") or elsewhere):
             raise wrong(
                 "verify.base is for volumes that are made here: a machine image is itself what is booted",
                 "remove it",
@@ -224,13 +243,15 @@ class Bakefile(Section):
         builder = info.data.get("builder")
         if base and base.kind != "none" and value.kind == "volume" and builder != "ec2":
             raise wrong("a volume starts empty and takes no base", "write base: none")
-        if builder in IN_EC2 and value.kind == "volume" and value.format == "raw":
+        if not builder:
+            return value
+        in_ec2 = BUILDERS[builder].in_ec2
+        if in_ec2 and value.kind == "volume" and value.format == "raw":
             value = value.model_copy(update={"format": "snapshot"})
-        if builder and value.in_cloud != (builder in IN_EC2):
-            made = "an AMI or a snapshot" if builder in IN_EC2 else "a file"
+        if value.in_cloud != in_ec2:
             raise wrong(
-                f"the builder {builder} makes {made}, not {value.format}",
-                "remove artefact" if builder in IN_EC2 else "write builder: ebs, or another format",
+                f"the builder {builder} makes {'an AMI or a snapshot' if in_ec2 else 'a file'}, not {value.format}",
+                "remove artefact" if in_ec2 else "write builder: ebs, or another format",
             )
         return value
 

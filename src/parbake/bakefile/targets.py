@@ -1,7 +1,7 @@
 """The targets of `rollout`, each of exactly one kind."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, override
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo
 from pydantic import field_validator as check
@@ -67,7 +67,21 @@ ExternalId = Annotated[
 Their = Annotated[str, AfterValidator(_no_option), text_schema("^[^-]")]
 
 
-class _Mounting(Section):
+class TargetOptions(Section):
+    """What a kind of target says of itself, for whoever asks; one that differs says so."""
+
+    @property
+    def takes_several_images(self) -> bool:
+        """Whether it takes a machine image for each architecture."""
+        return False
+
+    @property
+    def takes_files(self) -> bool:
+        """Whether it takes what lies on this machine and in no cloud."""
+        return False
+
+
+class _Mounting(TargetOptions):
     """What targets say of how their nodes come to a volume's content."""
 
     mount: bool = True
@@ -115,6 +129,11 @@ class KarpenterTarget(_WithVolume):
     """Put into the node class's user data that nodeadm leaves containerd's store where it is
     (`localStorage.disabledMounts: [Containerd]`): for `instanceStorePolicy: RAID0` on Amazon Linux 2023."""
 
+    @property
+    @override
+    def takes_several_images(self) -> bool:
+        return not self.tag and not self.parameter
+
     @check("parameter")
     @classmethod
     def _one_way(cls, value: str | None, info: ValidationInfo) -> str | None:
@@ -144,6 +163,11 @@ class GitopsTarget(_WithVolume):
     """As in `karpenter`."""
     keep_store: bool = False
     """As in `karpenter`."""
+
+    @property
+    @override
+    def takes_several_images(self) -> bool:
+        return not self.image_at
 
 
 class AsgTarget(_WithVolume):
@@ -181,7 +205,7 @@ class NodegroupTarget(_WithVolume):
     """Replace nodes even if a disruption budget forbids it, once EKS has waited."""
 
 
-class OceanTarget(Section):
+class OceanTarget(TargetOptions):
     """A cluster of Spot Ocean. The token is read from SPOTINST_TOKEN, the account from SPOTINST_ACCOUNT."""
 
     cluster: Annotated[str, AfterValidator(_no_option), text_schema("^o-", "o-12345678")]
@@ -196,7 +220,7 @@ class OceanTarget(Section):
     """Keep to the pods' disruption budgets."""
 
 
-class SsmTarget(Section):
+class SsmTarget(TargetOptions):
     """A parameter of Systems Manager that holds the machine image's id, with the data type `aws:ec2:image`."""
 
     parameter: Parameter
@@ -213,6 +237,11 @@ class FileTarget(_Mounting):
     AWSMachineTemplate and what refers to it, edited). Default: what the suffix says."""
     object: Annotated[str, text_schema()] = ""
     """The InstanceGroup or AWSMachineTemplate, where the manifest holds several."""
+
+    @property
+    @override
+    def takes_files(self) -> bool:
+        return self.as_ in {"json", "tfvars"}
 
     @check("as_")
     @classmethod

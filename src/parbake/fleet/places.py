@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, ValidationError
 from pydantic import field_validator as check
 
-from parbake.bakefile import IN_EC2, AwsSection, Bakefile
+from parbake.bakefile import AwsSection, Bakefile
 from parbake.bakefile.aws import Share, distinct
 from parbake.bakefile.sections import Section, Via
 from parbake.bakefile.targets import RoleArn
@@ -156,7 +156,7 @@ def _joined(places: Sequence[Place], aws: AwsSection) -> dict[str, Any]:
 
 def with_places(bakefile: Bakefile, places: Sequence[Place]) -> Bakefile:
     """Return the Bakefile as if it named the fleet's places itself. Raises InputError where it says other things."""
-    if bakefile.builder not in IN_EC2:
+    if not bakefile.traits.in_ec2:
         return bakefile
     need_agreement(places, bakefile)
     return bakefile.model_copy(update={"aws": bakefile.aws.model_copy(update=_joined(places, bakefile.aws))})
@@ -164,7 +164,7 @@ def with_places(bakefile: Bakefile, places: Sequence[Place]) -> Bakefile:
 
 def lacking(places: Sequence[Place], bakefile: Bakefile, record: Record | None) -> tuple[str, ...]:
     """Return the regions that an artefact is still to be brought to; all of them where it is not baked yet."""
-    if bakefile.builder not in IN_EC2:
+    if not bakefile.traits.in_ec2:
         return ()
     return tuple(place.region for place in places if record is None or not _reached(record, place))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from parbake.bakefile import COPY_ROLES, IN_EC2, load
+from parbake.bakefile import COPY_ROLES, load
 from parbake.core.errors import ParbakeError
 from parbake.core.events import Events
 from parbake.fleet import places, quarantine
@@ -64,7 +64,7 @@ def look(fleet: Fleet, folder: Path, cells: Sequence[Cell], events: Events) -> t
             changed[COPY_ROLES] = " ".join(roles)
         try:
             bakefile = load(path, {"platform": cell.platform})  # as it says itself
-            if bakefile.builder in IN_EC2:
+            if bakefile.traits.in_ec2:
                 places.need_agreement(fleet.places, bakefile)
             found = plan.preview(path, Events(), changed)
         except ParbakeError as error:

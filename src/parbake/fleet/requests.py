@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from parbake.bakefile import IN_EC2, load
+from parbake.bakefile import load
 from parbake.core.errors import InputError, ParbakeError
 from parbake.fleet.cells import cells, chosen
 from parbake.fleet.engine.tasks import Destination, Root, RunRequest
@@ -62,6 +62,6 @@ def _need_artefacts_of_ec2(fleet: Fleet) -> None:
 
 def _may_be_in_ec2(file: Path) -> bool:
     try:
-        return load(file).builder in IN_EC2
+        return load(file).traits.in_ec2
     except ParbakeError:
         return True  # its cells say what is wrong with it

@@ -21,7 +21,6 @@ from parbake.aws.errors import name_of
 from parbake.aws.images import architecture, find_source, guard_of
 from parbake.aws.tags import mine
 from parbake.bakefile import Bakefile
-from parbake.bakefile.file import IN_EC2
 from parbake.core.errors import AwsError, AwsNoAccess, AwsNotFound, InputError, ParbakeError
 from parbake.core.model import Frozen
 from parbake.workflows.doctor import Check, Status
@@ -113,7 +112,7 @@ def _gather(bakefile: Bakefile) -> AccountFacts:
     found: dict[str, Any] = {"account": str(who["Account"]), "caller": str(who["Arn"]), "builder": bakefile.builder}
     found["regions"] = tuple(_region(ask, region) for region in dict.fromkeys((home, *settings.copy_to)))
     found |= _base(ask, bakefile, home)
-    if bakefile.builder in {"ec2", "packer"}:
+    if bakefile.traits.on_instance:
         found |= _instances(ask, bakefile, home)
     try:
         found["cautions"] = account_cautions(bakefile, home)
@@ -156,7 +155,7 @@ def _region(ask: _Questions, region: str) -> RegionFacts:
 
 
 def _base(ask: _Questions, bakefile: Bakefile, home: str) -> dict[str, Any]:
-    if not bakefile.base.ami or bakefile.builder not in IN_EC2:
+    if not bakefile.base.ami or not bakefile.traits.in_ec2:
         return {}
     found: dict[str, Any] = {"allowed_images": ask.say("ec2", home, "get_allowed_images_settings", "State") or ""}
     try:

@@ -21,7 +21,7 @@ def spare_worker(bakefile: Bakefile, *, force: bool) -> Iterator[Spare | None]:
 
     The code of what comes after the plan loads meanwhile too.
     """
-    here = bakefile.builder in {"local", "ebs"}
+    here = not bakefile.traits.on_instance
     first = force or not any(bakefile.output.glob(f"{bakefile.name}-*"))
     spare = None
     with ExitStack() as stack:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parbake import records
-from parbake.bakefile import IN_EC2
 from parbake.core import access
 from parbake.core.claim import Alone, Claim
 from parbake.core.errors import DeadlineExceeded, EnvironmentProblem, InputError, Moved
@@ -71,7 +70,7 @@ def bake(bakefile_path: Path, events: Events, options: BakeOptions | None = None
 
 def clouds_of(bakefile: Bakefile, options: BakeOptions) -> tuple[RemoteBuilder | None, Publisher | None]:
     """Return what bakes in a cloud, and what sends a disk there; None for both where the artefact is a file."""
-    if bakefile.builder not in IN_EC2:
+    if not bakefile.traits.in_ec2:
         return None, None
     from parbake.builders.choose import publisher_of, remote_builder_of
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from parbake import records
 from parbake.bakefile import Bakefile, ImageEntry, advice, load
-from parbake.bakefile.file import IN_EC2
 from parbake.core.errors import VerificationFailed
 from parbake.core.events import Events
 from parbake.core.model import Base, Image, Plan
@@ -232,7 +231,7 @@ def decide(run: Session, images: list[Image], base: Base | None = None) -> Plan:
 
 def ask_account(run: Session) -> tuple[str, ...]:
     """Ask AWS what stands in the way of a bake there; return what is to be known. Raises InputError."""
-    if run.bakefile.builder not in IN_EC2:
+    if not run.bakefile.traits.in_ec2:
         return ()
     return account_cautions(run.bakefile, home(run.bakefile))
 
@@ -269,7 +268,7 @@ def base_of(run: Session) -> Base:
 
             assert choice.ami
             image = aws.find_source(choice.ami, run.bakefile.platform, run.bakefile.aws.region or "")
-            if run.bakefile.builder == "ebs":
+            if run.bakefile.traits.sends:
                 ebs.refuse_billed(image)
             return Base(kind="ami", identity=image.id, size=image.size)
 

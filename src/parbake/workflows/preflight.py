@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from parbake.bakefile import Bakefile
-from parbake.bakefile.file import IN_EC2
 from parbake.bakefile.kms import is_managed_by_aws
 from parbake.core.errors import AwsNotFound, InputError
 
@@ -19,7 +18,7 @@ def account_cautions(bakefile: Bakefile, home: str) -> tuple[str, ...]:
     Raises InputError for what must fail: shares of what AWS's own key encrypts, keys that a region lacks, a parent that
     an account which encrypts by default does not take.
     """
-    if bakefile.builder not in IN_EC2:
+    if not bakefile.traits.in_ec2:
         return ()
     return tuple(
         caution

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from parbake import records
 from parbake.bakefile import COPY_ROLES, Bakefile
-from parbake.bakefile.targets import FileTarget, GitopsTarget, KarpenterTarget, Target
+from parbake.bakefile.targets import Target
 from parbake.coldstart.hydrate import user_data
 from parbake.coldstart.trace import hydrate_list
 from parbake.coldstart.trace import load as load_trace
@@ -125,7 +125,7 @@ def _rollout(
     found = [record for _, record in located]
     _need_verified(found, events, force=options.force)
     targets = choose(bakefile, options.to)
-    offers = [_fitting(offer(found, config.region, here=_takes_files(config)), config) for config in targets]
+    offers = [_fitting(offer(found, config.region, here=config.options.takes_files), config) for config in targets]
     for region in dict.fromkeys(each.region for each in offers if each.region):
         for record in found:
             genuine.need_published(record, region, events, signed=bool(bakefile.trust))
@@ -275,11 +275,7 @@ def offer(found: Sequence[Record], region: str | None, *, here: bool = False) ->
 
 def _fitting(offered: Offer, config: Target) -> Offer:
     """Return an offer that a target can take; raises InputError for several images where there is room for one."""
-    options = config.options
-    several = (isinstance(options, KarpenterTarget) and not options.tag and not options.parameter) or (
-        isinstance(options, GitopsTarget) and not options.image_at
-    )
-    if len(offered.images) > 1 and not several:
+    if len(offered.images) > 1 and not config.options.takes_several_images:
         raise InputError(
             f"{config.name}: it takes one machine image, and the records are for {' and '.join(offered.architectures)}",
             hint="node classes that name images by id take one for each architecture; roll out one record here",
@@ -322,11 +318,6 @@ def _with_mount(offered: Offer, found: Sequence[Record], config: Target) -> Offe
     return offered.model_copy(update={"mount": mount.user_data(sandbox, root, uuid=uuid)})
 
 
-def _takes_files(config: Target) -> bool:
-    """Whether a target is a file for other tools, which may take what lies on this machine."""
-    return isinstance(config.options, FileTarget) and config.options.as_ in {"json", "tfvars"}
-
-
 def _bring(selectors: Sequence[str], bakefile: Bakefile, events: Events) -> None:
     """Bring what is named and lies in no cloud from the store, where another machine has made it."""
     shared = session_store(bakefile, events)
@@ -345,7 +336,7 @@ def _is_meant(selector: str, record: Record) -> bool:
 
 
 def _hydrates(config: Target) -> bool:
-    return isinstance(config.options, KarpenterTarget | GitopsTarget) and config.options.hydrate
+    return bool(getattr(config.options, "hydrate", False))
 
 
 def _one_region(found: Sequence[Record]) -> str:

@@ -63,13 +63,13 @@ def policies(bakefile: Bakefile, names: Names | None = None) -> dict[str, Policy
     if role:  # all but the targets' own is done in it
         scope = scope.alone(bakefile.rollout, Role(role).account)
     found = {"caller": policy(_caller(scope))}
-    if bakefile.builder in {"ec2", "packer"}:
+    if bakefile.traits.on_instance:
         found["instance_role"] = policy([*_pull(scope), *managed.instance(scope)])
         found["instance_role_trust"] = _trust(scope)
     rollout = list(rollouts.statements(scope))
     if rollout:
         found["rollout"] = policy([*rollout, *stores.statements(scope, noting=ROLLOUTS)])
-    if bakefile.builder in {"ec2", "ebs", "packer"} or bakefile.rollout:
+    if bakefile.traits.in_ec2 or bakefile.rollout:
         found["prune"] = policy([*pruning.statements(scope), *stores.statements(scope, "s3:DeleteObject")])
         found["doctor"] = policy(_doctor(scope))
     karpenter = list(_karpenter(scope))
@@ -141,8 +141,8 @@ def _caller(scope: Scope) -> Iterator[Policy]:
     yield from bakes.statements(scope)
     if bakefile.builder == "ec2":
         yield from managed.caller(scope)
-    if bakefile.builder in {"ec2", "ebs", "packer"}:
-        actions = _KMS + (_DIRECT_KMS if bakefile.builder == "ebs" else ())
+    if bakefile.traits.in_ec2:
+        actions = _KMS + (_DIRECT_KMS if bakefile.traits.sends else ())
         if bakefile.aws.encrypted:
             yield from _with_key("Encrypt", scope, actions)
         yield from _with_default_keys("EncryptByDefault", scope, actions)
@@ -218,7 +218,7 @@ def _karpenter(scope: Scope) -> Iterator[Policy]:
     parameters = rollouts.parameters(scope)
     if parameters:
         yield allow("ReadParameters", ["ssm:GetParameter"], parameters)
-    if bakefile.builder in {"ec2", "ebs", "packer"}:
+    if bakefile.traits.in_ec2:
         if bakefile.aws.encrypted and bakefile.aws.kms_key:
             yield from _with_key("StartEncrypted", scope, _KMS)
         yield from _with_default_keys("StartEncryptedByDefault", scope, _KMS)

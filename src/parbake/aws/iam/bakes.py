@@ -15,19 +15,18 @@ _RESULTS = ("image", "snapshot")
 
 def statements(scope: Scope) -> Iterator[Policy]:
     """Yield the statements of the builders that work in EC2; the others need none."""
-    builder = scope.bakefile.builder
-    if builder not in {"ec2", "ebs", "packer"}:
+    traits = scope.bakefile.traits
+    if not traits.in_ec2:
         return
     yield allow("Look", _describe_actions(scope), condition=here(scope.places))
     yield from _tags(scope)
     yield from _ours(scope)
     yield from _copies(scope)
-    if builder == "ebs":
+    if traits.sends:
         yield from _blocks(scope)
         return
     yield from _instances(scope)
-    if builder == "packer":
-        yield from packers.statements(scope)
+    yield from packers.statements(scope)
 
 
 def _describe_actions(scope: Scope) -> list[str]:
@@ -35,26 +34,26 @@ def _describe_actions(scope: Scope) -> list[str]:
     bakefile = scope.bakefile
     reads = ["DescribeImages", "DescribeInstances", "DescribeSecurityGroups", "DescribeSnapshots", "DescribeVolumes"]
     reads += ["DescribeSpotInstanceRequests", "GetEbsDefaultKmsKeyId", "GetEbsEncryptionByDefault"]
-    if bakefile.builder == "ebs" and bakefile.base.ami:
+    if bakefile.traits.sends and bakefile.base.ami:
         reads += ["DescribeImageAttribute"]
-    if bakefile.builder in {"ec2", "packer"}:
+    if bakefile.traits.on_instance:
         reads += ["DescribeSubnets"]
     if bakefile.aws.fast_snapshot_restore:
         reads += ["DescribeFastSnapshotRestores"]
-    return [f"ec2:{read}" for read in reads + packers.describe_actions(scope)]
+    return [f"ec2:{read}" for read in (*reads, *packers.additions(scope).reads)]
 
 
 def _tags(scope: Scope) -> Iterator[Policy]:
     """Allow to tag what a call makes, by that call, and what is parbake's already; deny it for all else."""
-    aws, builder = scope.bakefile.aws, scope.bakefile.builder
-    kinds, made = list(_RESULTS), ["RegisterImage"] if builder == "ebs" else []
-    if builder in {"ec2", "packer"}:
+    aws, traits, more = scope.bakefile.aws, scope.bakefile.traits, packers.additions(scope)
+    kinds, made = list(_RESULTS), ["RegisterImage"] if traits.sends else []
+    if traits.on_instance:
         kinds += ["instance", "network-interface", "security-group", "volume"]
-        made += ["RunInstances", "CreateSecurityGroup", f"Create{_result(scope)}", *packers.makes(scope)]
-        kinds += packers.kinds(scope) + (["spot-instances-request"] if aws.purchase != "on-demand" else [])
+        made += ["RunInstances", "CreateSecurityGroup", f"Create{_result(scope)}", *more.makes]
+        kinds += [*more.kinds, *(["spot-instances-request"] if aws.purchase != "on-demand" else [])]
     if scope.copies:
         made += [f"Copy{_result(scope)}"]
-    if builder == "ebs" and scope.bakefile.base.ami and "CopySnapshot" not in made:
+    if traits.sends and scope.bakefile.base.ami and "CopySnapshot" not in made:
         made += ["CopySnapshot"]
     tagged = [*scope.ec2(*_RESULTS, regions=scope.places), *scope.ec2(*kinds[len(_RESULTS) :])]
     if made:
@@ -89,11 +88,11 @@ def _ours(scope: Scope) -> Iterator[Policy]:
     ends = ["DeleteSecurityGroup", "DeleteTags", "DeleteVolume", "TerminateInstances"]
     if aws.purchase != "on-demand":
         kinds, ends = [*kinds, "spot-instances-request"], [*ends, "CancelSpotInstanceRequests"]
-    if bakefile.builder in {"ec2", "packer"}:
+    if bakefile.traits.on_instance:
         ends += ["GetConsoleOutput", f"Create{_result(scope)}"]
-    more, theirs = packers.ours(scope)
-    ends = [f"ec2:{each}" for each in (*ends, *more)]
-    yield allow("EndTheRest", ends, scope.ec2(*kinds, *theirs), OURS)
+    more = packers.additions(scope)
+    ends = [f"ec2:{each}" for each in (*ends, *more.ends)]
+    yield allow("EndTheRest", ends, scope.ec2(*kinds, *more.ended), OURS)
 
 
 def _results(scope: Scope) -> Iterator[Policy]:
@@ -129,7 +128,7 @@ def _copies(scope: Scope) -> Iterator[Policy]:
 
 def _instances(scope: Scope) -> Iterator[Policy]:
     """Allow to bake and verify on instances: of the base, and of what is parbake's."""
-    aws = scope.bakefile.aws
+    aws, more = scope.bakefile.aws, packers.additions(scope)
     made = ["instance", "volume"] + (["spot-instances-request"] if aws.purchase != "on-demand" else [])
     yield allow("LaunchTagged", ["ec2:RunInstances"], scope.ec2(*made), TAGGED)
     subnets = [scope.arn("ec2", f"subnet/{each}") for each in aws.subnets] or scope.ec2("subnet")
@@ -137,8 +136,8 @@ def _instances(scope: Scope) -> Iterator[Policy]:
     used = [*scope.ec2("network-interface"), *subnets, *groups]
     yield allow("LaunchIn", ["ec2:RunInstances"], used)
     yield from _bases(scope)
-    ours = [*_RESULTS, *([] if groups else ["security-group"]), *packers.launched(scope)]
-    yield allow("LaunchOurs", packers.launches(scope, "ec2:RunInstances"), scope.ec2(*ours), OURS)
+    ours = [*_RESULTS, *([] if groups else ["security-group"]), *more.launched]
+    yield allow("LaunchOurs", ["ec2:RunInstances", *more.launches], scope.ec2(*ours), OURS)
     if not groups:
         yield allow("CloseTheBuilder", ["ec2:CreateSecurityGroup"], scope.ec2("security-group"), TAGGED)
         yield allow("InTheVpc", ["ec2:CreateSecurityGroup"], scope.ec2("vpc"))
@@ -158,7 +157,7 @@ def _bases(scope: Scope) -> Iterator[Policy]:
     source = scope.bakefile.base.ami
     if source is None:
         return
-    launch = packers.launches(scope, "ec2:RunInstances")
+    launch = ["ec2:RunInstances", *packers.additions(scope).launches]
     if source.id:
         yield allow("LaunchTheBase", launch, scope.ec2("image", name=source.id))
         return

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from parbake.aws.iam.statements import TAGGED, Policy, Scope, allow
 
@@ -12,50 +13,44 @@ _LOOKS = (
 )  # fmt: skip
 
 
-def describe_actions(scope: Scope) -> list[str]:
-    """Return what Packer reads of EC2 besides; nothing for other builders."""
+class Additions(NamedTuple):
+    """What is allowed besides to whoever bakes on an instance, where Packer does it; nothing for other builders.
+
+    ``reads`` are calls that read EC2, ``makes`` those that make something with tags, of these ``kinds``; ``ends`` those
+    that change or end what is parbake's, of the kinds ``ended``; ``launches`` those that launch, with the kinds
+    ``launched``.
+    """
+
+    reads: Sequence[str] = ()
+    makes: Sequence[str] = ()
+    kinds: Sequence[str] = ()
+    ends: Sequence[str] = ()
+    ended: Sequence[str] = ()
+    launches: Sequence[str] = ()
+    launched: Sequence[str] = ()
+
+
+def additions(scope: Scope) -> Additions:
+    """Return what Packer needs besides: a key pair, and for spot a fleet of a launch template."""
     if scope.bakefile.builder != "packer":
-        return []
-    return [*_LOOKS, *(["DescribeSpotPriceHistory"] if _spot(scope) else [])]
-
-
-def makes(scope: Scope) -> list[str]:
-    """Return the calls by which Packer makes something with tags besides."""
-    if scope.bakefile.builder != "packer":
-        return []
-    return ["CreateKeyPair", *(["CreateFleet", "CreateLaunchTemplate"] if _spot(scope) else [])]
-
-
-def kinds(scope: Scope) -> list[str]:
-    """Return the kinds of resources that these calls make."""
-    if scope.bakefile.builder != "packer":
-        return []
-    return ["key-pair", *(["fleet", "launch-template"] if _spot(scope) else [])]
-
-
-def launches(scope: Scope, *calls: str) -> list[str]:
-    """Return the calls that launch: a fleet besides, where Packer makes one."""
-    return [*calls, *(["ec2:CreateFleet"] if scope.bakefile.builder == "packer" and _spot(scope) else [])]
-
-
-def ours(scope: Scope) -> tuple[list[str], list[str]]:
-    """Return what Packer does with what is parbake's besides, and the kinds of that."""
-    if scope.bakefile.builder != "packer":
-        return [], []
-    calls = ["CreateTags", "DeleteKeyPair", "DeleteLaunchTemplate", "StopInstances"]
-    calls += [] if scope.bakefile.aws.security_groups else ["AuthorizeSecurityGroupIngress"]
-    return calls, ["key-pair", "launch-template", "network-interface"]
-
-
-def launched(scope: Scope) -> list[str]:
-    """Return the kinds of resources of its own that Packer launches with."""
-    if scope.bakefile.builder != "packer":
-        return []
-    return ["key-pair", *(["launch-template"] if _spot(scope) else [])]
+        return Additions()
+    spot = _spot(scope)
+    ends = ["CreateTags", "DeleteKeyPair", "DeleteLaunchTemplate", "StopInstances"]
+    return Additions(
+        reads=[*_LOOKS, *["DescribeSpotPriceHistory"] * spot],
+        makes=["CreateKeyPair", *["CreateFleet", "CreateLaunchTemplate"] * spot],
+        kinds=["key-pair", *["fleet", "launch-template"] * spot],
+        ends=[*ends, *([] if scope.bakefile.aws.security_groups else ["AuthorizeSecurityGroupIngress"])],
+        ended=["key-pair", "launch-template", "network-interface"],
+        launches=["ec2:CreateFleet"] * spot,
+        launched=["key-pair", *["launch-template"] * spot],
+    )
 
 
 def statements(scope: Scope) -> Iterator[Policy]:
     """Yield the statements of whoever runs Packer, besides those of whoever bakes on an instance."""
+    if scope.bakefile.builder != "packer":
+        return
     yield allow("MakeTheKey", ["ec2:CreateKeyPair"], scope.ec2("key-pair"), TAGGED)
     if not _spot(scope):
         return

@@ -64,7 +64,6 @@ def _read(place: Place) -> tuple[Root, Path, Fleet]:
 
 
 def _bakefiles(place: Place) -> list[PruneRequest]:
-    from parbake.bakefile import IN_EC2
     from parbake.bakefile import load as load_bakefile
     from parbake.fleet.places import copy_roles
 
@@ -76,7 +75,7 @@ def _bakefiles(place: Place) -> list[PruneRequest]:
                 root,
                 place.file,
                 fleet.store,
-                load_bakefile(entry.file).builder in IN_EC2,
+                load_bakefile(entry.file).traits.in_ec2,
                 list(copy_roles(fleet.places)),
             )
             for entry in fleet.bakefiles
