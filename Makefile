@@ -16,7 +16,7 @@ VM_JOBS ?= 3
 export VM_JOBS
 PYTEST = $(BIN)/pytest --dist loadfile --no-loadscope-reorder -ra --cov --durations=10
 
-.PHONY: help setup packages lock lint test test-unit demo docs fuzz proto clean
+.PHONY: help setup packages lock lint test test-unit demo docs fuzz proto release clean
 .PHONY: bench-bake bench-coldstart bench-fleet bench-fleet-kills bench-rebake bench-startup bench-upload
 
 help: ## Show the targets
@@ -55,6 +55,9 @@ docs: setup ## Write docs/reference anew from the program
 
 proto: setup ## Regenerate the protobuf modules from src/parbake/containerd/proto/*.proto
 	$(BIN)/python -m grpc_tools.protoc --proto_path=src --python_out=src --pyi_out=src src/parbake/containerd/proto/*.proto
+
+release: setup ## Build the wheel and the container image of this commit, and tag it (DRY_RUN=1: only show how)
+	@$(BIN)/python -m tools.release $(if $(DRY_RUN),--dry-run)
 
 FUZZ_SECONDS ?= 300
 

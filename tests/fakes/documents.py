@@ -16,7 +16,12 @@ from pathlib import Path
 from parbake.core.run import isolated
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md")))
+DOCUMENTS = (
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+)
 NOT_RUN = "# Not run in the tests: "
 """How a block begins that a machine under test cannot run; the reason follows."""
 
