@@ -17,11 +17,11 @@ from temporalio.exceptions import FailureError
 from parbake.core.errors import Interrupted
 from parbake.core.run import Process
 from parbake.fleet.engine import runs, schedules
+from parbake.fleet.engine.failures import describe
 from parbake.fleet.engine.queues import pollers
 from parbake.fleet.engine.schedules import Applied
 from parbake.fleet.engine.tasks import CONTROL, Failure, Place
 from parbake.fleet.engine.versions import _current as current
-from parbake.fleet.engine.workflows import describe
 from parbake.fleet.schedule import Schedule
 from parbake.records.store import identity_of, open_store
 from tests.fakes.fleet_program import key_of

@@ -87,7 +87,7 @@ def test_a_region_that_refuses_fails_the_cell_and_no_other_region(fleet: Fleet) 
     assert [(each.cell, each.error, each.message) for each in ended.failed] == [
         ("local-b", "AwsNoAccess", "us-east-1 says no")
     ]
-    assert "nothing is rolled out" in ended.rollout
+    assert "has started no rollout" in ended.rollout
     assert Counter(region for _, region, *_ in fleet.lines("copy-start")) == {HOME: 1, OTHER: 1}
     assert len(fleet.lines("copy-end")) == 1
     (fleet.root / f"{OTHER}.refuses").unlink()

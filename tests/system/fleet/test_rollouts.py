@@ -46,7 +46,7 @@ def test_a_run_hands_out_what_is_good_wave_by_wave_once(fleet: Fleet) -> None:
     gate = {"command": ["./errors"], "timeout": 10.0}
     fleet.waves({**CANARY, "soak": 1.0, "gate": gate, "approve": both}, {**REST, "at_once": 2})
     ended = fleet.run(CELLS, name="whole", rollout=True)
-    assert "is being rolled out" in ended.rollout
+    assert "has started the rollout of" in ended.rollout
     waits = fleet.until("approval", "whole")
     assert waits.progress
     assert [wave.state for wave in waits.progress.waves] == ["approval", "waits"]
@@ -70,11 +70,11 @@ def test_a_run_hands_out_what_is_good_wave_by_wave_once(fleet: Fleet) -> None:
     assert [(yes.by, yes.host) for yes in done.waves[0].approved] == [("ann", "here"), ("eve", "here")]
     assert all(yes.at for yes in done.waves[0].approved)
     assert sorted(fleet.written()[2:]) == sorted([f"write two {A}", f"write three {B}", f"write four {B}"])
-    with pytest.raises(InputError, match="no rollout of whole is under way: the last one is completed"):
+    with pytest.raises(InputError, match="no rollout of whole is under way: the last one is done"):
         fleet.approve("canary", "joe", "whole")
     before = fleet.written()
     again = fleet.run(CELLS, name="whole", rollout=True)
-    assert "is rolled out already" in again.rollout
+    assert "has started no rollout: the last one was of" in again.rollout
     assert fleet.written() == before
 
 
@@ -231,7 +231,7 @@ def test_what_there_is_not_is_told(fleet: Fleet) -> None:
         fleet.ask(lambda client: _start(client, "nobody"))
     fleet.waves(CANARY)
     ended = fleet.run([*CELLS, "wrong"], name="bad", rollout=True)
-    assert "nothing is rolled out: 1 of 3 cells have failed, or are in quarantine" in ended.rollout
+    assert "started no rollout: 1 of 3 cells have failed, or are in quarantine" in ended.rollout
     (fleet.root / "waves.json").unlink()
     fleet.run(CELLS, name="broken", rollout=True)
     found = fleet.until("failed", "broken")

@@ -62,7 +62,7 @@ def test_a_newer_generation_takes_the_place_and_the_way_back_leads_to_what_was_g
     fleet.approve("canary", "ann", "next")
     fleet.wait_until(lambda: len(fleet.written()) == 3, "the second wave")
     first = generation_of(fleet, "next")
-    assert "takes the place of" in run(fleet, "next", "2")
+    assert "in the place of that of" in run(fleet, "next", "2")
     fleet.wait_until(lambda: generation_of(fleet, "next") not in {first, ""}, "the newer one")
     fleet.until("approval", "next")
     second = generation_of(fleet, "next")
@@ -71,7 +71,7 @@ def test_a_newer_generation_takes_the_place_and_the_way_back_leads_to_what_was_g
     fleet.wait_until(lambda: generation_of(fleet, "next") not in {second, ""}, "the newest one")
     fleet.until("approval", "next")
     assert held(fleet)["one"] == art("a", "3")
-    assert "is rolled out already" in run(fleet, "next", "3")
+    assert "has started no rollout: the last one was of" in run(fleet, "next", "3")
     fleet.ask(lambda client: rollouts.back(client, "next", "ann on desk wants it back"))
     found = fleet.until("rolled-back", "next").progress
     assert found

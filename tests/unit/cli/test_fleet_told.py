@@ -20,10 +20,10 @@ TOLD = """\
 rollout/shop  waits for an approval  since 2026-11-28T22:00:00+00:00  generation 6c75bf45712e
 
  wave     state                   targets
- ─────────────────────────────────────────────────────────────────────
- canary   done                    1 holds    approved by ann
- europe   waits for an approval   1 failed   until 2026-11-29T00:00:00
- world    waits                   1 waits
+ ─────────────────────────────────────────────────────────────────────────
+ canary   is done                 1 holding it   approved by ann
+ europe   waits for an approval   1 failed       until 2026-11-29T00:00:00
+ world    waits for its turn      1 waiting
 
  target     state    before      after   problem
  ────────────────────────────────────────────────────────────────────

@@ -31,9 +31,10 @@ from parbake.core.run import run
 from parbake.fleet import quarantine, source
 from parbake.fleet.engine import local
 from parbake.fleet.engine.activities import failure
+from parbake.fleet.engine.failures import describe
 from parbake.fleet.engine.sealing import Seal, make_key, read_keys
 from parbake.fleet.engine.tasks import Failure, Root
-from parbake.fleet.engine.workflows import describe, tried_enough
+from parbake.fleet.engine.workflows import tried_enough
 from parbake.fleet.file import Source
 from parbake.records.store import open_store
 

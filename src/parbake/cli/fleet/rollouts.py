@@ -14,6 +14,7 @@ from parbake.cli.fleet.group import DEFAULT_FILE, Cells, FleetPath, fleets
 from parbake.cli.fleet.runs import State, asked, need_engine, user, whoever
 from parbake.core.errors import FleetIncomplete, InputError, VerificationFailed
 from parbake.core.events import Events
+from parbake.fleet import words
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -94,7 +95,7 @@ def _as_it_goes_on(fleet: str, state: Path | None, file: Path, events: Events, s
     """Wait until the rollout ends or needs somebody."""
     found = _followed(fleet, state, file, events, since=since)
     good = found.state in {"completed", "approval"}
-    return _ended(found, "" if good else f"the rollout of {fleet} is {found.state}")
+    return _ended(found, "" if good else f"the rollout of {fleet} {words.rollout(found.state)}")
 
 
 def _followed(fleet: str, state: Path | None, file: Path, events: Events, *, since: str = "") -> RolloutStatus:

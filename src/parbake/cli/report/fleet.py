@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING
 
 from parbake.cli.report.charts import table
 from parbake.cli.report.page import framed, tiled
-from parbake.cli.text.fleet import STATES
-from parbake.cli.text.fleet_rollouts import STATES as OF_ROLLOUTS
-from parbake.cli.text.fleet_rollouts import WAVES
 from parbake.core.units import human_bytes
+from parbake.fleet import words
 from parbake.fleet.preview import CellPreview, State
 
 if TYPE_CHECKING:
@@ -62,7 +60,7 @@ def _head(fleet: FleetNow) -> str:
     records = [each.record for each in fleet.cells if each.record]
     oldest = max((_age(record, fleet.now) for record in records), default=None)
     tiles = [("cells", str(len(fleet.cells))), ("there, verified", str(counts[_GOOD]))]
-    tiles += [(words, str(counts[state])) for state, words in STATES.items() if state != _GOOD and counts[state]]
+    tiles += [(said, str(counts[state])) for state, said in words.CELLS.items() if state != _GOOD and counts[state]]
     if oldest is not None:
         tiles.append(("oldest", _span(oldest)))
     if fleet.run:
@@ -75,7 +73,7 @@ def _head(fleet: FleetNow) -> str:
         tiles.append(("a node need not pull", human_bytes(max(map(_images, records)))))
     run = "there was no run yet"
     if fleet.run:
-        run = f"run {escape(fleet.run.state)} · since {escape(fleet.run.started_at[:16])}"
+        run = f"run {escape(fleet.run.says)} · since {escape(fleet.run.started_at[:16])}"
     silence = f'<p class="bad">{escape(fleet.silence)}</p>' if fleet.silence else f'<p class="soft">{run}</p>'
     when = f'<p class="soft">{fleet.now:%Y-%m-%d %H:%M} UTC</p>'
     return f"<h1>{escape(fleet.name)}</h1>{when}{silence}{tiled(tiles)}"
@@ -83,16 +81,15 @@ def _head(fleet: FleetNow) -> str:
 
 def _cells(fleet: FleetNow) -> str:
     rows = []
+    under_way = {each.cell: each.says for each in fleet.run.running} if fleet.run else {}
     for each in fleet.cells:
-        record = each.record
+        record, state = each.record, under_way.get(each.cell.name, words.CELLS[each.state])
         if record is None:
-            rows.append((each.cell.name, STATES[each.state], each.artefact or "-", "-", "-", "-", "-"))
+            rows.append((each.cell.name, state, each.artefact or "-", "-", "-", "-", "-"))
             continue
         where = ", ".join(sorted(record.published)) or "-"
         age, took = _span(_age(record, fleet.now)), f"{record.seconds:.0f} s"
-        rows.append(
-            (each.cell.name, STATES[each.state], record.artefact, where, age, took, human_bytes(_images(record)))
-        )
+        rows.append((each.cell.name, state, record.artefact, where, age, took, human_bytes(_images(record))))
     header = ("cell", "state", "artefact", "places", "age", "bake", "images")
     return table(header, rows, numbers=(4, 5, 6), path=2)
 
@@ -120,27 +117,25 @@ def _rollout(fleet: FleetNow) -> str:
         return _trail(fleet.trail)
     if status is None:
         return '<p class="soft">There was none yet.</p>'
-    head = f"<p>{escape(OF_ROLLOUTS.get(status.state, status.state))}"
+    head = f"<p>{escape(words.rollout(status.state))}"
     if status.progress is None:
-        return f"{head}</p>"
+        return f"{head} · no worker answers, so its progress is unknown</p>"
     progress = status.progress
     head += f' <span class="soft">· generation <code>{escape(progress.generation)}</code></span></p>'
-    return head + _waves(progress) + _targets(progress) + _story(progress)
+    return head + _waves(status.state, progress) + _targets(status.state, progress) + _story(progress)
 
 
-def _waves(progress: RolloutState) -> str:
+def _waves(state: str, progress: RolloutState) -> str:
     rows = []
     for wave in progress.waves:
-        counts = Counter(target.state for target in wave.targets)
-        said = ", ".join(f"{count} {state}" for state, count in counts.items()) or "-"
         who = ", ".join(f"{yes.by} ({yes.at[:16]})" for yes in wave.approved) or "-"
-        rows.append((wave.name, WAVES[wave.state], said, who))
+        rows.append((wave.name, words.wave(state, wave, progress.noted), words.targets(state, wave), who))
     return table(("wave", "state", "targets", "approved by"), rows)
 
 
-def _targets(progress: RolloutState) -> str:
+def _targets(state: str, progress: RolloutState) -> str:
     rows = [
-        (each.name, wave.name, each.state, each.before or "-", each.after or "-")
+        (each.name, wave.name, words.target(state, each.state), each.before or "-", each.after or "-")
         for wave in progress.waves
         for each in wave.targets
     ]

@@ -10,22 +10,13 @@ from typing import TYPE_CHECKING
 from parbake.cli.text.fleet_rollouts import rollout_json, rollout_text
 from parbake.cli.text.tables import table
 from parbake.core.printable import word
-from parbake.core.units import human_bytes
-from parbake.fleet.preview import CellPreview, State
+from parbake.fleet import words
+from parbake.fleet.preview import CellPreview
 
 if TYPE_CHECKING:
     from parbake.fleet.engine.rollouts import RolloutStatus
-    from parbake.fleet.engine.runs import Running, Status
+    from parbake.fleet.engine.runs import Status
     from parbake.fleet.engine.tasks import Progress
-
-STATES: dict[State, str] = {
-    "there": "there",
-    "unverified": "there, not verified",
-    "bake": "to bake",
-    "build": "to build and bake",
-    "quarantined": "in quarantine",
-    "wrong": "wrong",
-}
 
 
 def previews_json(name: str, found: Sequence[CellPreview]) -> dict[str, object]:
@@ -45,7 +36,7 @@ def previews_json(name: str, found: Sequence[CellPreview]) -> dict[str, object]:
         for each in found
     ]
     counts = Counter(each.state for each in found)
-    return {"fleet": name, "counts": {state: counts[state] for state in STATES}, "cells": cells}
+    return {"fleet": name, "counts": {state: counts[state] for state in words.CELLS}, "cells": cells}
 
 
 def previews_text(found: Sequence[CellPreview]) -> str:
@@ -57,12 +48,12 @@ def previews_text(found: Sequence[CellPreview]) -> str:
         if each.problem
     ]
     counts = Counter(each.state for each in found)
-    counted = ", ".join(f"{counts[state]} {words}" for state, words in STATES.items() if counts[state])
+    counted = ", ".join(f"{counts[state]} {said}" for state, said in words.CELLS.items() if counts[state])
     return "\n\n".join([table(rows, header=("cell", "key", "state")), *problems, f"{len(found)} cells: {counted}"])
 
 
 def _state_text(preview: CellPreview) -> str:
-    return STATES[preview.state] + (f", to copy to {', '.join(preview.places)}" if preview.places else "")
+    return words.CELLS[preview.state] + (f", to copy to {', '.join(preview.places)}" if preview.places else "")
 
 
 def progress_json(progress: Progress) -> dict[str, object]:
@@ -78,15 +69,15 @@ def progress_json(progress: Progress) -> dict[str, object]:
     }
 
 
-def progress_text(progress: Progress) -> str:
-    """Return that for people."""
+def progress_text(progress: Progress, *, goes_on: bool = False) -> str:
+    """Return that for people; of a run that does not go on, nothing is under way."""
     counts = progress.counts
     counted = [f"{value} {name}" for name, value in vars(counts).items() if value]
     lines = [f"{counts.done} of {progress.total} cells: {', '.join(counted) or 'none is done'}"]
-    if progress.places:
+    if progress.places and goes_on:
         under_way = (f"{count} to {region}" for region, count in progress.places.items())
         lines.append(f"copies under way: {', '.join(under_way)}")
-    if progress.paused:
+    if progress.paused and goes_on:
         lines.append(f"paused: {progress.paused}; `parbake fleet resume` goes on, `parbake fleet cancel` ends it")
     for each in progress.failed:
         lines.append(f"{each.cell}: {each.error}: {word(each.message)}")
@@ -102,9 +93,10 @@ def status_json(status: Status, rollout: RolloutStatus | None = None) -> dict[st
     return {
         "run": status.run,
         "state": status.state,
+        "says": status.says,
         "started_at": status.started_at,
         **(progress_json(status.progress) if status.progress else {}),
-        "running": [asdict(each) for each in status.running],
+        "running": [{**asdict(each), "says": each.says} for each in status.running],
         "workers": status.workers,
         "last_rollout": rollout_json(rollout) if rollout else None,
     }
@@ -112,18 +104,20 @@ def status_json(status: Status, rollout: RolloutStatus | None = None) -> dict[st
 
 def status_text(status: Status, rollout: RolloutStatus | None = None) -> str:
     """Return that for people."""
-    lines = [f"{status.run}  {status.state}  since {status.started_at}"]
-    lines.append(progress_text(status.progress) if status.progress else "no worker answers, so its progress is unknown")
+    lines = [f"{status.run}  {status.says}  since {status.started_at}"]
+    goes_on = status.state in words.RUN_GOES_ON
+    silence = "no worker answers, so its progress is unknown"
+    lines.append(progress_text(status.progress, goes_on=goes_on) if status.progress else silence)
     if status.running:
         rows = (
             (
                 each.cell,
-                each.key[:12],
-                f"{each.attempt}/{each.attempts}",
-                each.worker.partition(" ")[0],
-                _step(each),
+                each.key[:12] or "-",
+                f"{each.attempt}/{each.attempts}" if each.attempt else "-",
+                each.worker.partition(" ")[0] or "-",
+                each.says,
                 "-" if each.heard is None else f"{each.heard:.0f} s ago",
-                word(each.last_failure),
+                word(each.last_failure) or "-",
             )
             for each in status.running
         )
@@ -135,9 +129,3 @@ def status_text(status: Status, rollout: RolloutStatus | None = None) -> str:
         if not count and {"roll": bool(rollout), "place": bool(places)}.get(queue, True):
             lines.append(f"no worker serves the queue {queue}: start one with `parbake fleet worker --queues {queue}`")
     return "\n".join(lines)
-
-
-def _step(running: Running) -> str:
-    told = running.progress
-    done = int(told.get("done") or 0)
-    return word(f"{told.get('text') or 'waits for a worker'}{f' {human_bytes(done)}' if done else ''}")

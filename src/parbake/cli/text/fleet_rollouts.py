@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from parbake.cli.text.tables import table
 from parbake.core.printable import word
+from parbake.fleet import words
 
 if TYPE_CHECKING:
     from parbake.fleet.audit import Event
@@ -19,26 +19,6 @@ if TYPE_CHECKING:
     from parbake.fleet.rollout import Wave
     from parbake.fleet.waves import FleetTarget, Plan
 
-STATES = {
-    "running": "is under way",
-    "approval": "waits for an approval",
-    "window": "waits for a window",
-    "paused": "is paused",
-    "going-back": "goes back",
-    "completed": "is done",
-    "rolled-back": "was rolled back",
-    "canceled": "was cancelled; targets keep what they hold",
-    "failed": "failed",
-}
-WAVES = {
-    "waits": "waits",
-    "looks": "is checking its targets",
-    "hands": "is being rolled out",
-    "soaks": "soaks",
-    "asks": "is running its gate",
-    "approval": "waits for an approval",
-    "done": "done",
-}
 _NEWEST = 5
 
 
@@ -110,13 +90,14 @@ def rollout_json(status: RolloutStatus) -> dict[str, object]:
     return {
         "rollout": status.rollout,
         "state": status.state,
+        "says": words.rollout(status.state),
         "started_at": status.started_at,
         "problem": status.problem or None,
-        **(_progress_json(progress) if progress else {}),
+        **(_progress_json(status.state, progress) if progress else {}),
     }
 
 
-def _progress_json(progress: RolloutState) -> dict[str, object]:
+def _progress_json(state: str, progress: RolloutState) -> dict[str, object]:
     return {
         "generation": progress.generation,
         "paused": progress.paused or None,
@@ -126,6 +107,7 @@ def _progress_json(progress: RolloutState) -> dict[str, object]:
             {
                 "name": wave.name,
                 "state": wave.state,
+                "says": words.wave(state, wave, progress.noted),
                 "until": wave.until or None,
                 "approvals": wave.approvals,
                 "by": wave.by,
@@ -134,6 +116,7 @@ def _progress_json(progress: RolloutState) -> dict[str, object]:
                     {
                         "name": each.name,
                         "state": each.state,
+                        "says": words.target(state, each.state),
                         "before": each.before or None,
                         "after": each.after or None,
                         "problem": each.problem or None,
@@ -150,40 +133,42 @@ def _progress_json(progress: RolloutState) -> dict[str, object]:
 def rollout_text(status: RolloutStatus) -> str:
     """Return that for people: the waves, the targets that are not at an end, what happened last, and what is next."""
     progress = status.progress
-    lines = [f"{status.rollout}  {STATES.get(status.state, status.state)}  since {status.started_at}"]
+    lines = [f"{status.rollout}  {words.rollout(status.state)}  since {status.started_at}"]
     if status.problem:
         lines.append(word(status.problem))
     if progress is None:
         return "\n".join([*lines, "no worker answers, so its progress is unknown"])
     lines[0] += f"  generation {progress.generation}"
     if progress.waves:
-        goes_on = progress.state in {"waves", "done"}
+        state = status.state
         rows = [
-            (wave.name, WAVES[wave.state] if goes_on else "-", _targets(wave), _until(wave)) for wave in progress.waves
+            (each.name, words.wave(state, each, progress.noted), words.targets(state, each), _until(state, each))
+            for each in progress.waves
         ]
         lines += ["", table(rows, header=("wave", "state", "targets", ""))]
     busy = [each for each in progress.targets if each.state in {"hands", "returns"} or each.problem]
     if busy:
-        lines += ["", table([_target(each) for each in busy], header=("target", "state", "before", "after", "problem"))]
+        lines += [
+            "",
+            table(
+                [_target(status.state, each) for each in busy], header=("target", "state", "before", "after", "problem")
+            ),
+        ]
     lines += ["", *(f"{entry.at[:19]}  {word(entry.text)}" for entry in progress.story[-_NEWEST:])]
     if next_ := _next(status):
         lines += ["", f"next: {next_}"]
     return "\n".join(lines)
 
 
-def _targets(wave: WaveState) -> str:
-    counts = Counter(target.state for target in wave.targets)
-    return ", ".join(f"{count} {state}" for state, count in counts.items()) or "-"
-
-
-def _until(wave: WaveState) -> str:
+def _until(state: str, wave: WaveState) -> str:
     if wave.approved:
         return f"approved by {' and '.join(yes.by for yes in wave.approved)}"
-    return f"until {wave.until[:19]}" if wave.until and wave.state in {"soaks", "approval"} else ""
+    waits = state in words.GOES_FORWARD and wave.state in {"soaks", "approval"}
+    return f"until {wave.until[:19]}" if wave.until and waits else ""
 
 
-def _target(each: WaveTarget) -> tuple[str, ...]:
-    return each.name, each.state, each.before or "-", each.after or "-", each.problem or "-"
+def _target(state: str, each: WaveTarget) -> tuple[str, ...]:
+    return each.name, words.target(state, each.state), each.before or "-", each.after or "-", each.problem or "-"
 
 
 def _next(status: RolloutStatus) -> str:

@@ -26,6 +26,7 @@ from parbake.core.errors import InputError, ParbakeError, WrongStore
 from parbake.core.run import follow
 from parbake.fleet import begun, quarantine
 from parbake.fleet.engine import tasks
+from parbake.fleet.engine.failures import describe
 from parbake.fleet.engine.tasks import (
     Baked,
     BakeRequest,
@@ -36,7 +37,6 @@ from parbake.fleet.engine.tasks import (
     PlanRequest,
     Root,
 )
-from parbake.fleet.engine.workflows import describe
 from parbake.fleet.source import checked_out
 from parbake.fleet.stores import need_identity
 
@@ -162,7 +162,7 @@ class Activities:
             except WorkflowFailureError as error:
                 if is_cancelled_exception(error.cause):
                     return False
-                found = describe("", error.cause)  # type: ignore[arg-type]  # the cause is the engine's failure
+                found = describe("", error.cause)
                 raise ApplicationError(found.message, found.hint, type=found.error, non_retryable=True) from error
         return True
 

@@ -5,17 +5,11 @@ from __future__ import annotations
 import re
 from fnmatch import fnmatchcase
 
-from parbake.fleet.engine.rollout_tasks import SignOff, WaveState
+from parbake.fleet.engine.rollout_tasks import RolloutState, SignOff, WaveState
+from parbake.fleet.words import phase
+from parbake.fleet.words import wave as doing
 
 _SESSION = re.compile(r"arn:(?P<partition>[a-z-]+):sts::(?P<account>[0-9]{12}):assumed-role/(?P<role>[^/]+)/[^/]+")
-_DOES = {
-    "waits": "waits for the waves before it",
-    "looks": "is checking its targets",
-    "hands": "is being rolled out",
-    "soaks": "soaks",
-    "asks": "is running its gate",
-    "done": "is done",
-}
 
 type Problem = tuple[str, str]
 """What speaks against it, and the next step."""
@@ -38,11 +32,12 @@ def against(wave: WaveState, sign_off: SignOff) -> Problem | None:
     return None
 
 
-def too_early(wave: WaveState) -> Problem | None:
-    """Return why a wave cannot be approved now."""
+def too_early(now: RolloutState, wave: WaveState) -> Problem | None:
+    """Return why a wave of a rollout cannot be approved now."""
     if wave.state == "approval":
         return None
-    said = f"the wave {wave.name} does not wait for an approval: it {_DOES[wave.state]}"
+    does = doing(phase(now), wave, now.noted)
+    said = f"the wave {wave.name} does not wait for an approval: it {does}"
     return said, "`parbake fleet status` shows how far it is"
 
 

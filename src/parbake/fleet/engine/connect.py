@@ -9,12 +9,13 @@ from pathlib import Path
 
 from temporalio.client import Client
 from temporalio.envconfig import ClientConfig
-from temporalio.service import RPCError
+from temporalio.exceptions import TemporalError
 
-from parbake.core.errors import EngineUnreachable, InputError
+from parbake.core.errors import InputError
+from parbake.fleet.engine.failures import unreachable, wrong_settings
 from parbake.fleet.engine.sealing import converter, read_keys
 
-__all__ = ["ADDRESS_FILE", "KEY_FILE", "Client", "Engine", "connect", "unreachable"]
+__all__ = ["ADDRESS_FILE", "KEY_FILE", "Client", "Engine", "connect"]
 
 ADDRESS_FILE, KEY_FILE = "server.json", "key"
 
@@ -45,7 +46,10 @@ async def connect(engine: Engine) -> Client:
     Raises EngineUnreachable where nobody answers, InputError where nothing says who should.
     """
     sealed = converter(read_keys(engine.key))
-    config = ClientConfig.load_client_connect_config()
+    try:
+        config = ClientConfig.load_client_connect_config()
+    except (RuntimeError, ValueError) as error:
+        raise wrong_settings(error) from error
     if "target_host" not in config:
         if not engine.address:
             raise InputError(
@@ -55,10 +59,7 @@ async def connect(engine: Engine) -> Client:
         config["target_host"] = engine.address
     try:
         return await Client.connect(**config, data_converter=sealed)
-    except (RPCError, RuntimeError) as error:
+    except ValueError as error:
+        raise wrong_settings(error) from error
+    except (TemporalError, RuntimeError) as error:
         raise unreachable(config["target_host"], error) from error
-
-
-def unreachable(address: str, error: Exception) -> EngineUnreachable:
-    """Return the error for an engine that does not answer."""
-    return EngineUnreachable(f"the engine at {address} does not answer: {str(error).splitlines()[0]}")

@@ -10,6 +10,7 @@ from temporalio.client import Client
 from parbake import __version__
 from parbake.fleet.engine import schedules, tasks
 from parbake.fleet.engine.facts import BAKERS_CAN, Facts
+from parbake.fleet.engine.failures import in_words
 from parbake.fleet.engine.queues import pollers
 from parbake.workflows.doctor import Check, Status
 
@@ -25,8 +26,9 @@ class Seen:
     held: str = ""
 
 
+@in_words
 async def look(client: Client, fleet: str) -> Seen:
-    """Ask the engine. Raises RPCError."""
+    """Ask the engine. Raises EngineUnreachable."""
     found = {queue: tuple(map(Facts.read, sorted((await pollers(client, queue)).asked))) for queue in tasks.QUEUES}
     return Seen(client.service_client.config.target_host, found, await schedules.held(client, fleet))
 

@@ -15,12 +15,13 @@ from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
 from parbake.core.errors import EnvironmentProblem
-from parbake.fleet.engine.connect import unreachable
+from parbake.fleet.engine.failures import in_words
 from parbake.fleet.engine.tasks import BAKE, PLACE
 
 _WHY = "quotas of a fleet's file"
 
 
+@in_words
 async def settle(client: Client, per_second: float | None) -> None:
     """Let so many bakes begin in a second, and so many copies in each region; any number for None.
 
@@ -44,7 +45,7 @@ async def settle(client: Client, per_second: float | None) -> None:
             )
         except RPCError as error:
             if error.status is not RPCStatusCode.UNIMPLEMENTED:
-                raise unreachable(client.service_client.config.target_host, error) from error
+                raise
             if per_second:
                 raise EnvironmentProblem(
                     "the engine does not support rate limits, and the fleet's file has `starts_per_second`",

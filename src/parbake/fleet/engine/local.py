@@ -31,6 +31,7 @@ from parbake.core.run import Deadline, Process, find, sleep
 from parbake.core.workspace import lock
 from parbake.fleet.engine.activities import GRACE
 from parbake.fleet.engine.connect import ADDRESS_FILE, Client, Engine, connect
+from parbake.fleet.engine.failures import in_words
 from parbake.fleet.engine.sealing import make_key
 
 _RETENTION = timedelta(days=30)
@@ -134,7 +135,11 @@ async def _first_answer(engine: Engine) -> Client:
 
 async def _prepare(engine: Engine) -> None:
     """Let histories be kept for a month: the default is a day."""
-    client = await _first_answer(engine)
+    await _keep_histories(await _first_answer(engine))
+
+
+@in_words
+async def _keep_histories(client: Client) -> None:
     kept = Duration()
     kept.FromTimedelta(_RETENTION)
     await client.workflow_service.update_namespace(

@@ -11,10 +11,10 @@ from temporalio.client import Client, WorkflowHandle
 from temporalio.converter import DataConverter, value_to_type
 from temporalio.exceptions import ApplicationError
 from temporalio.exceptions import TimeoutError as TimedOut
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.service import RPCError
 
 from parbake.core.errors import InputError
-from parbake.fleet.engine.connect import unreachable
+from parbake.fleet.engine.failures import in_words, is_missing, told
 from parbake.fleet.engine.sealing import of_activity
 from parbake.fleet.engine.tasks import Baked, bake_id
 
@@ -48,6 +48,7 @@ class _Seen:
     sealed: DataConverter = DataConverter.default
 
 
+@in_words
 async def log(client: Client, key: str, store: str) -> Log:
     """Return what the last bake of a key for a store has said. Raises InputError where the engine knows none."""
     handle = client.get_workflow_handle(bake_id(key, store))
@@ -58,12 +59,11 @@ async def log(client: Client, key: str, store: str) -> Log:
         if seen.state == "running":
             await _look(client, handle, seen)
     except RPCError as error:
-        if error.status is RPCStatusCode.NOT_FOUND:
-            raise InputError(
-                f"the engine has no bake of {key[:12]}",
-                hint="no run of a fleet made it, or its history has expired",
-            ) from None
-        raise unreachable(client.service_client.config.target_host, error) from error
+        if not is_missing(error):
+            raise
+        raise InputError(
+            f"the engine has no bake of {key[:12]}", hint="no run of a fleet made it, or its history has expired"
+        ) from None
     return Log(
         handle.id, seen.state, seen.at, seen.attempt, seen.worker, tuple(map(str, seen.lines)), seen.error, seen.before
     )
@@ -78,7 +78,7 @@ async def _read(client: Client, bake: str, event: HistoryEvent, seen: _Seen) -> 
         started = event.activity_task_started_event_attributes
         seen.at, seen.attempt, seen.worker = event.event_time.ToJsonString(), started.attempt, started.identity
         if started.HasField("last_failure"):
-            seen.before = str(await seen.sealed.decode_failure(started.last_failure)).splitlines()[0]
+            seen.before = told(await seen.sealed.decode_failure(started.last_failure))
     elif event.HasField("activity_task_completed_event_attributes") and seen.state == "running":
         payloads = event.activity_task_completed_event_attributes.result.payloads
         for answer in await seen.sealed.decode(payloads):
@@ -108,7 +108,7 @@ async def _look(client: Client, handle: WorkflowHandle[Any, Any], seen: _Seen) -
         if activity.HasField("last_started_time"):
             seen.at = activity.last_started_time.ToJsonString()
         if activity.HasField("last_failure"):
-            seen.before = str(await sealed.decode_failure(activity.last_failure)).splitlines()[0]
+            seen.before = told(await sealed.decode_failure(activity.last_failure))
 
 
 def _lines(details: Any) -> list[str]:

@@ -18,22 +18,20 @@ from temporalio.client import (
     WorkflowUpdateRPCTimeoutOrCancelledError,
 )
 from temporalio.exceptions import ApplicationError
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.service import RPCError
 
 from parbake.core.errors import EngineUnreachable, InputError
+from parbake.fleet import words
 from parbake.fleet.engine.approvals import needs_proof
-from parbake.fleet.engine.connect import unreachable
+from parbake.fleet.engine.failures import describe, in_words, is_missing
 from parbake.fleet.engine.handles import AN_ANSWER, answer, no_worker, request_of, started
 from parbake.fleet.engine.messages import Told, about
 from parbake.fleet.engine.rollout_tasks import Approval, RolloutRequest, RolloutState, SignOff, purpose_of, rollout_id
 from parbake.fleet.engine.tasks import this_moment
 from parbake.fleet.engine.waves import Rollout
-from parbake.fleet.engine.workflows import describe
 
 _LOOK = 1.0
 _RUNNING = WorkflowExecutionStatus.RUNNING
-NEEDS_SOMEBODY = frozenset({"approval", "paused"})
-"""States in which a rollout goes on only when somebody says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +51,10 @@ class RolloutStatus:
     @property
     def ended(self) -> bool:
         """Whether nothing of it is under way."""
-        return self.state not in NEEDS_SOMEBODY | {"running", "window", "going-back"}
+        return self.state not in words.ROLLOUT_GOES_ON
 
 
+@in_words
 async def start(client: Client, request: RolloutRequest, *, supersede: bool = False) -> str:
     """Start a rollout, or find the one of this generation that is under way; return its id.
 
@@ -79,6 +78,7 @@ async def start(client: Client, request: RolloutRequest, *, supersede: bool = Fa
     )
 
 
+@in_words
 async def status(client: Client, fleet: str) -> RolloutStatus | None:
     """Return how the last rollout of a fleet is; None where there was none. Raises EngineUnreachable."""
     handle = _handle(client, fleet)
@@ -89,9 +89,9 @@ async def status(client: Client, fleet: str) -> RolloutStatus | None:
             progress = await answer(handle, Rollout.progress, described.run_id)
         problem = await _problem(handle, described) if described.status is WorkflowExecutionStatus.FAILED else ""
     except RPCError as error:
-        if error.status is RPCStatusCode.NOT_FOUND:
+        if is_missing(error):
             return None
-        raise unreachable(client.service_client.config.target_host, error) from error
+        raise
     state = _state(described.status, progress)
     return RolloutStatus(handle.id, state, described.start_time.isoformat(), progress, problem)
 
@@ -101,20 +101,14 @@ def _state(status: WorkflowExecutionStatus | None, progress: RolloutState | None
         return "rolled-back" if progress and progress.state == "rolled-back" else "completed"
     if status is not _RUNNING or progress is None:
         return status.name.lower() if status else "unknown"
-    if progress.state in {"back", "rolled-back"}:  # the audit trail has to hear of its end
-        return "going-back"
-    if progress.paused:
-        return "paused"
-    if progress.opens:
-        return "window"
-    return "approval" if progress.wave and progress.wave.state == "approval" else "running"
+    return words.phase(progress)
 
 
 async def _problem(handle: WorkflowHandle[Rollout, RolloutState], described: WorkflowExecutionDescription) -> str:
     try:
         await handle.result()
     except WorkflowFailureError as error:
-        return describe("", error.cause).message  # type: ignore[arg-type]  # the cause is the engine's failure
+        return describe("", error.cause).message
     return described.id  # pragma: no cover  # it has failed
 
 
@@ -126,11 +120,12 @@ async def follow(
         with suppress(EngineUnreachable):  # it may be back soon
             found = await _there(client, fleet)
             on_status(found)
-            if found.ended or (found.state in NEEDS_SOMEBODY and not patient):
+            if found.ended or (found.state in words.NEEDS_SOMEBODY and not patient):
                 return found
         await asyncio.sleep(_LOOK)
 
 
+@in_words
 async def approve(client: Client, fleet: str, sign_off: SignOff, prove: Callable[[str], str] | None = None) -> str:
     """Approve a wave (that of ``sign_off``, or the one that waits) and return its name; raises InputError if refused.
 
@@ -150,18 +145,21 @@ async def approve(client: Client, fleet: str, sign_off: SignOff, prove: Callable
     return sign_off.wave
 
 
+@in_words
 async def pause(client: Client, fleet: str, why: str) -> None:
     """Let the rollout begin with no other target. Raises InputError where there is none."""
     await _under_way(client, fleet)
     await _asked(client, fleet, lambda handle, about: handle.signal(Rollout.pause, Told("pause", about, why)))
 
 
+@in_words
 async def resume(client: Client, fleet: str, by: str) -> None:
     """Let a paused rollout go on. Raises InputError where there is none."""
     await _under_way(client, fleet)
     await _asked(client, fleet, lambda handle, about: handle.signal(Rollout.resume, Told("resume", about, by)))
 
 
+@in_words
 async def cancel(client: Client, fleet: str, by: str = "") -> None:
     """End the rollout where it is; targets keep what they hold. Raises InputError where there is none."""
     await _under_way(client, fleet)
@@ -169,6 +167,7 @@ async def cancel(client: Client, fleet: str, by: str = "") -> None:
     await _asked(client, fleet, lambda handle, _: handle.cancel())
 
 
+@in_words
 async def back(client: Client, fleet: str, why: str) -> None:
     """Return all that the last rollout has written, whether it is under way or has ended.
 
@@ -204,18 +203,15 @@ async def _under_way(client: Client, fleet: str) -> RolloutStatus:
     found = await _there(client, fleet)
     if found.ended:
         raise InputError(
-            f"no rollout of {fleet} is under way: the last one is {found.state}",
+            f"no rollout of {fleet} is under way: the last one {words.rollout(found.state)}",
             hint="`parbake fleet rollout` starts one",
         )
     return found
 
 
 async def _asked(client: Client, fleet: str, ask: Callable[[Any, str], Awaitable[None]]) -> None:
-    try:
-        handle = _handle(client, fleet)
-        await ask(handle, await about(await handle.describe()))
-    except RPCError as error:
-        raise unreachable(client.service_client.config.target_host, error) from error
+    handle = _handle(client, fleet)
+    await ask(handle, await about(await handle.describe()))
 
 
 async def _updated(client: Client, fleet: str, update: Any, told: Callable[[str], Told]) -> None:
@@ -228,8 +224,6 @@ async def _updated(client: Client, fleet: str, update: Any, told: Callable[[str]
         cause = error.cause
         if isinstance(cause, ApplicationError) and cause.type == InputError.json_name:
             raise InputError(cause.message, hint=str(cause.details[0]) if cause.details else "") from error
-        raise EngineUnreachable(f"the rollout did not accept it: {cause}") from error
+        raise EngineUnreachable(f"the rollout did not accept it: {describe('', cause).message}") from error
     except WorkflowUpdateRPCTimeoutOrCancelledError as error:
         raise no_worker() from error
-    except RPCError as error:
-        raise unreachable(client.service_client.config.target_host, error) from error

@@ -17,18 +17,19 @@ from temporalio.client import (
     WorkflowHandle,
 )
 from temporalio.exceptions import is_cancelled_exception
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.service import RPCError
 
 from parbake.core.errors import EngineUnreachable, FleetIncomplete, InputError, Interrupted
+from parbake.fleet import words
 from parbake.fleet.engine import schedules, tasks
-from parbake.fleet.engine.connect import unreachable
+from parbake.fleet.engine.failures import describe, in_words, is_missing, told
 from parbake.fleet.engine.handles import answer, request_of, started
 from parbake.fleet.engine.messages import Told, about
 from parbake.fleet.engine.queues import pollers
 from parbake.fleet.engine.rollout_tasks import RolloutRequest
 from parbake.fleet.engine.sealing import of_activity
 from parbake.fleet.engine.tasks import Made, Progress, RunRequest, run_id
-from parbake.fleet.engine.workflows import Fleet, describe
+from parbake.fleet.engine.workflows import Fleet
 
 _LOOK = 1.0
 _HEARD = 30.0  # a worker with a bake that was heard of since then is alive
@@ -36,7 +37,10 @@ _HEARD = 30.0  # a worker with a bake that was heard of since then is alive
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A bake under way: what its worker last said, how long ago (seconds), and why the try before failed."""
+    """A cell under way: what its worker last said, how long ago (seconds), and why the try before failed.
+
+    Without a ``key`` its images are being built; without a ``worker`` nobody works on it.
+    """
 
     cell: str
     key: str
@@ -46,6 +50,11 @@ class Running:
     progress: dict[str, Any] = field(default_factory=dict)
     heard: float | None = None
     last_failure: str = ""
+
+    @property
+    def says(self) -> str:
+        """What is being done for it, in words."""
+        return words.bake(key=self.key, attempt=self.attempt, worker=self.worker, progress=self.progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +68,13 @@ class Status:
     running: tuple[Running, ...]
     workers: dict[str, int]
 
+    @property
+    def says(self) -> str:
+        """What it does, or how it has ended, in words."""
+        return words.run(self.state, draining=self.progress is not None and self.progress.draining)
 
+
+@in_words
 async def start(client: Client, request: RunRequest, on_wait: Callable[[str], object] = lambda _: None) -> str:
     """Start a run, or find the one that is under way; return its id.
 
@@ -89,6 +104,7 @@ async def follow(client: Client, fleet: str, on_status: Callable[[Status], objec
     return progress
 
 
+@in_words
 async def outlast(client: Client, fleet: str) -> Progress | None:
     """Wait for the end of a run, whoever brings it about; None where it is cancelled.
 
@@ -99,26 +115,23 @@ async def outlast(client: Client, fleet: str) -> Progress | None:
     except WorkflowFailureError as error:
         if is_cancelled_exception(error.cause):
             return None
-        found = describe(fleet, error.cause)  # type: ignore[arg-type]  # the cause is the engine's failure
+        found = describe(fleet, error.cause)
         raise FleetIncomplete(f"the run of {fleet} failed: {found.message}", hint=found.hint) from error
     except RPCError as error:
-        raise _translated(error, client, fleet) from error
+        raise _none_yet(error, fleet) from error
 
 
+@in_words
 async def status(client: Client, fleet: str) -> Status:
     """Return how the last run of a fleet is. Raises InputError where there was none, EngineUnreachable."""
-    try:
-        return await _status(client, fleet)
-    except RPCError as error:
-        raise _translated(error, client, fleet) from error
-
-
-async def _status(client: Client, fleet: str) -> Status:
     handle = client.get_workflow_handle_for(Fleet.run, run_id(fleet))
-    described = await handle.describe()
+    try:
+        described = await handle.describe()
+    except RPCError as error:
+        raise _none_yet(error, fleet) from error
     progress = await _progress(handle, described.run_id)
     under_way = progress.running if progress and described.status is WorkflowExecutionStatus.RUNNING else {}
-    looked = [_running(client, cell, name) for cell, name in under_way.items() if name]
+    looked = [_running(client, cell, name) for cell, name in under_way.items()]
     running = tuple(await asyncio.gather(*looked))
     busy = {each.worker for each in running if each.heard is not None and each.heard < _HEARD}
     state = described.status.name.lower() if described.status else "unknown"
@@ -140,31 +153,32 @@ async def _progress(handle: WorkflowHandle[Fleet, Progress], run: str) -> Progre
 
 
 async def _running(client: Client, cell: str, name: str) -> Running:
+    if not name:
+        return Running(cell, "")
     key = name.split("/")[1]
     try:
         described = await client.get_workflow_handle(name).describe()
     except RPCError:
         return Running(cell, key)
-    pending = described.raw_description.pending_activities
-    if not pending:
-        return Running(cell, key)
-    activity = pending[0]
-    sealed = of_activity(client, name, activity.activity_type.name, activity.activity_id)
-    details = await sealed.decode(activity.heartbeat_details.payloads)
-    heard = None
-    worked_on = activity.state == PendingActivityState.PENDING_ACTIVITY_STATE_STARTED
-    if worked_on and activity.HasField("last_heartbeat_time"):
-        heard = (datetime.now(UTC) - activity.last_heartbeat_time.ToDatetime(UTC)).total_seconds()
-    failure = ""
-    if activity.HasField("last_failure"):
-        error = await sealed.decode_failure(activity.last_failure)
-        failure = str(error).splitlines()[0]
-    progress = details[0] if details and isinstance(details[0], dict) else {}
-    return Running(
-        cell, key, activity.attempt, activity.maximum_attempts, activity.last_worker_identity, progress, heard, failure
+    activity = next(
+        (each for each in described.raw_description.pending_activities if each.activity_type.name == "bake"), None
     )
+    if activity is None:
+        return Running(cell, key)
+    sealed = of_activity(client, name, activity.activity_type.name, activity.activity_id)
+    heard, failure, worker, progress = None, "", "", {}
+    if activity.state != PendingActivityState.PENDING_ACTIVITY_STATE_SCHEDULED:
+        worker, began = activity.last_worker_identity, activity.last_started_time.ToDatetime(UTC)
+        beat = activity.last_heartbeat_time.ToDatetime(UTC)
+        heard = (datetime.now(UTC) - max(began, beat)).total_seconds()
+        details = await sealed.decode(activity.heartbeat_details.payloads) if beat >= began else []
+        progress = details[0] if details and isinstance(details[0], dict) else {}
+    if activity.HasField("last_failure"):
+        failure = told(await sealed.decode_failure(activity.last_failure))
+    return Running(cell, key, activity.attempt, activity.maximum_attempts, worker, progress, heard, failure)
 
 
+@in_words
 async def made(client: Client, fleet: str, by: str = "") -> RolloutRequest:
     """Return what a rollout hands out: what the last run has made sure of, all of it, from the same commit.
 
@@ -174,14 +188,10 @@ async def made(client: Client, fleet: str, by: str = "") -> RolloutRequest:
     """
     found = await status(client, fleet)
     if found.state != "completed":
-        said = "under way" if found.state in {"running", "paused"} else found.state
-        raise InputError(f"the last run of {fleet} is {said}", hint="`parbake fleet run --wait` completes one")
+        raise InputError(f"the last run of {fleet} {found.says}", hint="`parbake fleet run --wait` completes one")
     handle = client.get_workflow_handle_for(Fleet.run, run_id(fleet))
     good: Made = await answer(handle, Fleet.keys, found.run.rpartition("/")[2])
-    try:
-        request = await request_of(client, handle, RunRequest)
-    except RPCError as error:
-        raise _translated(error, client, fleet) from error
+    request = await request_of(client, handle, RunRequest)
     if found.progress and (bad := found.progress.counts.failed + found.progress.counts.quarantined):
         raise FleetIncomplete(
             f"nothing is rolled out: {bad} of {found.progress.total} cells of the last run have failed, "
@@ -191,16 +201,19 @@ async def made(client: Client, fleet: str, by: str = "") -> RolloutRequest:
     return RolloutRequest.of_run(replace(request, audited=True), good.keys, by=by)
 
 
+@in_words
 async def cancel(client: Client, fleet: str) -> None:
     """Cancel a run, with all bakes that it has begun. Raises InputError where there is none."""
     await _asked(client, fleet, lambda run, _: run.cancel())
 
 
+@in_words
 async def pause(client: Client, fleet: str, why: str) -> None:
     """Let a run begin nothing new. Raises InputError where there is none."""
     await _asked(client, fleet, lambda run, about: run.signal(Fleet.pause, Told("pause", about, why)))
 
 
+@in_words
 async def drain(client: Client, fleet: str) -> bool:
     """Let a run begin nothing new, and end with what it has begun; False where none is under way."""
     try:
@@ -210,6 +223,7 @@ async def drain(client: Client, fleet: str) -> bool:
     return True
 
 
+@in_words
 async def resume(client: Client, fleet: str) -> None:
     """Let a paused run go on, and a schedule that is held. Raises InputError where there is neither."""
     let_go = await schedules.let_go(client, fleet)
@@ -228,10 +242,10 @@ async def _asked(client: Client, fleet: str, ask: Callable[[WorkflowHandle[Fleet
             raise InputError(f"no run of {fleet} is under way", hint="`parbake fleet run` starts one")
         await ask(handle, await about(described))
     except RPCError as error:
-        raise _translated(error, client, fleet) from error
+        raise _none_yet(error, fleet) from error
 
 
-def _translated(error: RPCError, client: Client, fleet: str) -> Exception:
-    if error.status is RPCStatusCode.NOT_FOUND:
+def _none_yet(error: RPCError, fleet: str) -> Exception:
+    if is_missing(error):
         return InputError(f"there was no run of {fleet} yet", hint="`parbake fleet run` starts one")
-    return unreachable(client.service_client.config.target_host, error)
+    return error

@@ -18,10 +18,10 @@ from temporalio.client import (
     ScheduleState,
     ScheduleUpdate,
 )
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.service import RPCError
 
 from parbake.fleet.engine import tasks
-from parbake.fleet.engine.connect import unreachable
+from parbake.fleet.engine.failures import in_words, is_missing
 from parbake.fleet.engine.sealing import of_workflow
 from parbake.fleet.engine.tasks import Place
 from parbake.fleet.schedule import Schedule as Wanted
@@ -40,19 +40,18 @@ class Applied:
     paused: str = ""
 
 
+@in_words
 async def apply(client: Client, wanted: Wanted | None, place: Place, *, dry_run: bool = False) -> Applied:
     """Let the engine have the schedules of a fleet, or none of them; only say what would be done with ``dry_run``.
 
     Raises EngineUnreachable.
     """
-    try:
-        runs = await _settle(client, "fleet", place, _runs(wanted, place), dry_run=dry_run)
-        prune = await _settle(client, "prune", place, _prune(wanted, place), dry_run=dry_run)
-        return Applied(runs, prune, await held(client, place.fleet))
-    except RPCError as error:
-        raise unreachable(client.service_client.config.target_host, error) from error
+    runs = await _settle(client, "fleet", place, _runs(wanted, place), dry_run=dry_run)
+    prune = await _settle(client, "prune", place, _prune(wanted, place), dry_run=dry_run)
+    return Applied(runs, prune, await held(client, place.fleet))
 
 
+@in_words
 async def held(client: Client, fleet: str) -> str:
     """Return why a fleet's schedule is held; empty where it is not, or where there is none."""
     found = await _described(client, f"fleet/{fleet}")
@@ -61,6 +60,7 @@ async def held(client: Client, fleet: str) -> str:
     return found.schedule.state.note or "by hand"
 
 
+@in_words
 async def hold(client: Client, fleet: str, why: str) -> bool:
     """Let the schedule begin nothing until ``let_go``; False where there is none."""
     if await _described(client, f"fleet/{fleet}") is None:
@@ -69,6 +69,7 @@ async def hold(client: Client, fleet: str, why: str) -> bool:
     return True
 
 
+@in_words
 async def let_go(client: Client, fleet: str) -> bool:
     """Let a schedule that is held go on; False where there is none, or it is not held."""
     if not await held(client, fleet):
@@ -132,7 +133,7 @@ async def _described(client: Client, name: str) -> ScheduleDescription | None:
     try:
         return await client.get_schedule_handle(name).describe()
     except RPCError as error:
-        if error.status is RPCStatusCode.NOT_FOUND:
+        if is_missing(error):
             return None
         raise
 

@@ -10,8 +10,8 @@ from temporalio.workflow import ChildWorkflowCancellationType, ParentClosePolicy
 
 with workflow.unsafe.imports_passed_through():
     from parbake.fleet.engine.calls import call
+    from parbake.fleet.engine.failures import describe
     from parbake.fleet.engine.tasks import CONTROL, Failure, Place, Progress, PruneRequest, RunRequest, run_id
-    from parbake.fleet.engine.workflows import describe
 
 _ASK = timedelta(minutes=10)
 _PRUNE = timedelta(hours=2)

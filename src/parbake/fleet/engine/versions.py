@@ -9,8 +9,10 @@ from __future__ import annotations
 from temporalio.api.workflowservice.v1 import DescribeWorkerDeploymentRequest, SetWorkerDeploymentCurrentVersionRequest
 from temporalio.client import Client
 from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.service import RPCError
 from temporalio.worker import WorkerDeploymentConfig
+
+from parbake.fleet.engine.failures import in_words, is_missing
 
 DEPLOYMENT = "parbake"
 
@@ -24,8 +26,9 @@ def deployment(version: str) -> WorkerDeploymentConfig:
     )
 
 
+@in_words
 async def become_current(client: Client, version: str) -> None:
-    """Let what begins from now on be this version's, unless a newer one is current. Raises RPCError.
+    """Let what begins from now on be this version's, unless a newer one is current. Raises EngineUnreachable.
 
     The engine refuses what comes while it is still noting others: then the library asks again.
     """
@@ -50,7 +53,7 @@ async def _current(client: Client) -> str:
     try:
         found = await client.workflow_service.describe_worker_deployment(request, retry=True)
     except RPCError as error:
-        if error.status is RPCStatusCode.NOT_FOUND:
+        if is_missing(error):
             return ""
         raise
     return str(found.worker_deployment_info.routing_config.current_deployment_version.build_id)

@@ -19,6 +19,7 @@ with workflow.unsafe.imports_passed_through():
     from parbake.fleet.engine.approvals import against, not_among, too_early
     from parbake.fleet.engine.audit_writer import AuditWriter
     from parbake.fleet.engine.calls import call
+    from parbake.fleet.engine.failures import describe
     from parbake.fleet.engine.messages import Heard, Told, echoed
     from parbake.fleet.engine.rollout_tasks import (
         MOST_ENTRIES,
@@ -39,7 +40,7 @@ with workflow.unsafe.imports_passed_through():
         purpose_of,
     )
     from parbake.fleet.engine.tasks import ROLL
-    from parbake.fleet.engine.workflows import all_ended, describe, may_begin, refused
+    from parbake.fleet.engine.workflows import all_ended, may_begin, refused
 
 _A_TARGET = timedelta(days=2)  # nodes may take as long as the target's own deadline says, which parbake keeps
 _A_LOOK = timedelta(hours=1)
@@ -136,7 +137,7 @@ class Rollout:
             problem = problem or ("the rollout goes back, or has", "`parbake fleet status` shows how far it is")
         if self._newer and not now.held:
             problem = problem or (f"{self._newer.generation} is newer, and takes its place", "approve that one")
-        problem = problem or too_early(wave) or not_among(wave, sign_off, proven=proven)
+        problem = problem or too_early(now, wave) or not_among(wave, sign_off, proven=proven)
         if problem:
             raise refused(*problem)
 

@@ -9,15 +9,16 @@ from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 
 from temporalio.client import Client
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ApplicationError, TemporalError
 from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 from parbake.core.errors import InputError, ParbakeError
 from parbake.fleet.engine.activities import OURS
 from parbake.fleet.engine.calls import Answering
-from parbake.fleet.engine.connect import Engine, connect, unreachable
+from parbake.fleet.engine.connect import Engine, connect
 from parbake.fleet.engine.facts import Facts, fingerprint
+from parbake.fleet.engine.failures import in_words, unreachable
 from parbake.fleet.engine.handles import request_of
 from parbake.fleet.engine.queues import pollers
 from parbake.fleet.engine.rollout_activities import RolloutActivities
@@ -66,20 +67,21 @@ async def serve(
 
     can = RolloutActivities(client, command)
     can.refuse = refuse
+    await _need_same_key(client, engine, queues)
+    if pinned:
+        await become_current(client, pinned)
     try:
-        await _need_same_key(client, engine, queues)
-        if pinned:
-            await become_current(client, pinned)
-    except RPCError as error:
+        async with AsyncExitStack() as stack:
+            for queue in queues:
+                await stack.enter_async_context(_worker(client, can, identity, queue, slots, grace, pinned))
+            await stop.wait()
+    except (TemporalError, RuntimeError) as error:
         raise unreachable(client.service_client.config.target_host, error) from error
-    async with AsyncExitStack() as stack:
-        for queue in queues:
-            await stack.enter_async_context(_worker(client, can, identity, queue, slots, grace, pinned))
-        await stop.wait()
     if refused:
         raise refused[0]
 
 
+@in_words
 async def _need_same_key(client: Client, engine: Engine, queues: Sequence[str]) -> None:
     """Raise InputError where somebody takes the same tasks with a key that is none of this machine's.
 

@@ -27,12 +27,12 @@ from temporalio.exceptions import (
     WorkflowAlreadyStartedError,
     is_cancelled_exception,
 )
-from temporalio.exceptions import TimeoutError as TimedOut
 from temporalio.workflow import ChildWorkflowCancellationType, ParentClosePolicy
 
 with workflow.unsafe.imports_passed_through():
     from parbake.core.errors import InputError
     from parbake.fleet.engine.calls import call
+    from parbake.fleet.engine.failures import describe
     from parbake.fleet.engine.messages import Heard, Told, echoed
     from parbake.fleet.engine.placing import Placing, Postponed
     from parbake.fleet.engine.rollout_tasks import DIGITS_OF_KEYS, RolloutRequest, rollout_id
@@ -54,6 +54,7 @@ with workflow.unsafe.imports_passed_through():
         bake_id,
         copy_roles,
     )
+    from parbake.fleet.words import rollout_begun, rollout_known, rollout_postponed, rollout_refused, rollout_superseded
 
 _A_BAKE = timedelta(hours=6)
 _A_PLAN = timedelta(hours=1)
@@ -179,13 +180,13 @@ class Fleet:
         """Start the rollout of what this run has made sure of, once for each generation."""
         request, counts = self._request, self._counts
         if bad := counts.failed + counts.quarantined:
-            self._rollout = f"nothing is rolled out: {bad} of {self._total} cells have failed, or are in quarantine"
+            self._rollout = rollout_refused(bad, self._total)
             return
         at = workflow.now().isoformat(timespec="microseconds")
         wanted = replace(RolloutRequest.of_run(request, self._keys, by="a run"), at=at)
         last: str = await call("last_rollout", request.fleet, result=str, limit=_A_PLAN)
         if last == wanted.generation:
-            self._rollout = f"{wanted.generation} is rolled out already"
+            self._rollout = rollout_known(wanted.generation)
             return
         try:
             await workflow.start_child_workflow(
@@ -199,13 +200,11 @@ class Fleet:
             )
         except WorkflowAlreadyStartedError:
             if request.supersede and await self._supersede(wanted):
-                self._rollout = f"{wanted.generation} takes the place of {last}, whose rollout is under way"
+                self._rollout = rollout_superseded(wanted.generation, last)
                 return
-            self._rollout = (
-                f"{wanted.generation} waits: the rollout of {last} is under way, and the next run asks again"
-            )
+            self._rollout = rollout_postponed(wanted.generation, last)
         else:
-            self._rollout = f"{wanted.generation} is being rolled out"
+            self._rollout = rollout_begun(wanted.generation)
 
     async def _supersede(self, wanted: RolloutRequest) -> bool:
         """Let a rollout take the place of the one that is under way; False where that has ended meanwhile."""
@@ -384,21 +383,6 @@ async def may_begin(request: RunRequest | RolloutRequest) -> None:
     if isinstance(request, RolloutRequest):
         asked = replace(asked, made=request.made, again=request.again or bool(request.back))
     await call("begin", asked, limit=_A_PLAN)
-
-
-def describe(cell: str, error: FailureError) -> Failure:
-    """Return what failed at the bottom: parbake's own error, or the death of workers."""
-    cause: BaseException = error
-    while isinstance(cause, FailureError) and cause.cause is not None:
-        cause = cause.cause
-    if isinstance(cause, ApplicationError):
-        details = cause.details
-        hint = str(details[0]) if details else ""
-        return Failure(cell, cause.type or "ParbakeError", cause.message, hint)
-    if isinstance(cause, TimedOut):
-        hint = "see the workers' logs; did they run out of memory?"
-        return Failure(cell, "WorkerLost", "its workers died, or did not answer", hint)
-    return Failure(cell, type(cause).__name__, str(cause))
 
 
 def tried_enough(error: ActivityError) -> bool:
