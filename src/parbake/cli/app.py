@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from parbake import __version__
+from parbake.cli import choices
 from parbake.cli.commands import CommandList, application
 from parbake.core import interrupts, printable
 from parbake.core.errors import InputError, Interrupted, ParbakeError, from_os_error
@@ -42,7 +43,14 @@ app = typer.Typer(
 
 BakefilePath = Annotated[Path, typer.Option("-f", "--file", help="The Bakefile.", metavar="FILE")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document on standard output.")]
-Progress = Annotated[str, typer.Option(help="How to show progress: auto, rich, plain, json or none.", metavar="STYLE")]
+Progress = Annotated[
+    str,
+    typer.Option(
+        help="How to show progress: auto, rich, plain, json or none.",
+        metavar="STYLE",
+        autocompletion=choices.PROGRESS.complete,
+    ),
+]
 KeepWorkspace = Annotated[
     bool, typer.Option("--keep-workspace", help="Keep the work folder for debugging, and print its path.")
 ]
@@ -53,7 +61,10 @@ KubeContext = Annotated[
     ),
 ]
 Selector = Annotated[
-    str, typer.Argument(help="A record, an artefact, or the start of a name or key.", metavar="RECORD")
+    str,
+    typer.Argument(
+        help="A record, an artefact, or the start of a name or key.", metavar="RECORD", autocompletion=choices.records
+    ),
 ]
 # Wherever typer keeps its parser: the error of wrong arguments is the base of the one that it makes public.
 _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
@@ -95,8 +106,7 @@ def opened_events(style: str) -> Iterator[Events]:
     """Yield the stream of events, shown in a style; raises InputError for one that does not exist."""
     from parbake.cli.progress import rendered
 
-    if style not in {"auto", "rich", "plain", "json", "none"}:
-        raise InputError(f"--progress {style}: no such style", hint="choose auto, rich, plain, json or none")
+    choices.PROGRESS.need(style)
     if not gc.isenabled():
         gc.freeze()  # what lives by now is code, for good: the collector need not look at it
         gc.enable()

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from parbake.cli import choices
 from parbake.cli.app import (
     DEFAULT_FILE,
     BakefilePath,
@@ -70,7 +71,12 @@ def init(
 
 Rebuild = Annotated[bool, typer.Option("--rebuild", help="Build images again even if their context has not changed.")]
 Platform = Annotated[
-    str, typer.Option(help="Bake for this platform, instead of the Bakefile's.", metavar="OS/ARCHITECTURE")
+    str,
+    typer.Option(
+        help="Bake for this platform, instead of the Bakefile's.",
+        metavar="OS/ARCHITECTURE",
+        autocompletion=choices.PLATFORMS.complete,
+    ),
 ]
 
 

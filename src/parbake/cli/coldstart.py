@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from parbake.cli import choices
 from parbake.cli.app import (
     DEFAULT_FILE,
     BakefilePath,
@@ -34,6 +36,7 @@ def trace(
         typer.Argument(
             help="A record or artefact to rehearse; or a block device or mount point of a running node.",
             metavar="RECORD|DEVICE|MOUNTPOINT",
+            autocompletion=choices.records,
         ),
     ],
     file: BakefilePath = DEFAULT_FILE,
@@ -117,10 +120,31 @@ def hydrate(
     return written(paths, *[too_large] * (size > limits.USER_DATA_LIMIT), user_data_bytes=size)
 
 
+def _profiles() -> Iterable[str]:
+    from parbake.aws.costs import SPEEDS
+
+    return SPEEDS
+
+
+def _drives() -> Iterable[str]:
+    from parbake.aws.costs import DRIVES
+
+    return DRIVES
+
+
+_PROFILE = choices.Choice("--profile", "profile", _profiles)
+_DRIVE = choices.Choice("--drive", "volume", _drives)
+
+
 @command()
 def advise(
     selector: Annotated[
-        str | None, typer.Argument(help="A record; without one, --size or --pull-seconds.", metavar="[RECORD]")
+        str | None,
+        typer.Argument(
+            help="A record; without one, --size or --pull-seconds.",
+            metavar="[RECORD]",
+            autocompletion=choices.records,
+        ),
     ] = None,
     launches: Annotated[float, typer.Option(min=0.001, help="Nodes started per day.", metavar="COUNT")] = 100.0,
     zones: Annotated[int, typer.Option(min=1, help="Availability zones they start in.", metavar="COUNT")] = 3,
@@ -134,9 +158,17 @@ def advise(
     hot: Annotated[
         int | None, typer.Option(min=0, help="What a start reads, instead of the trace's figure.", metavar="MIB")
     ] = None,
-    profile: Annotated[str, typer.Option(help="How cold volumes behave: mild or harsh.", metavar="NAME")] = "mild",
+    profile: Annotated[
+        str,
+        typer.Option(help="How cold volumes behave: mild or harsh.", metavar="NAME", autocompletion=_PROFILE.complete),
+    ] = "mild",
     drive: Annotated[
-        str, typer.Option(help="The volume that nodes have anyway: gp3, gp3-raised or io2.", metavar="NAME")
+        str,
+        typer.Option(
+            help="The volume that nodes have anyway: gp3, gp3-raised or io2.",
+            metavar="NAME",
+            autocompletion=_DRIVE.complete,
+        ),
     ] = "gp3",
     lifetime: Annotated[float, typer.Option(min=0.01, help="How long a node lives.", metavar="HOURS")] = 8.0,
     bakes: Annotated[float, typer.Option(min=0, help="Bakes per month.", metavar="COUNT")] = 4.0,
@@ -186,10 +218,8 @@ def advise(
     from parbake.aws import costs
     from parbake.workflows import trace as workflow
 
-    if profile not in costs.SPEEDS:
-        raise InputError(f"--profile {profile}: no such profile", hint=f"choose {' or '.join(costs.SPEEDS)}")
-    if drive not in costs.DRIVES:
-        raise InputError(f"--drive {drive}: no such volume", hint=f"choose {' or '.join(costs.DRIVES)}")
+    _PROFILE.need(profile)
+    _DRIVE.need(drive)
     listed = _priced(prices, node_hour)
     pulls = costs.own_pull(pull_rate) if pull_rate else costs.known_pulls()
     if selector is None:
@@ -248,7 +278,10 @@ def _priced(file: Path | None, node_hour: float | None) -> Prices:
 @command()
 def report(
     selector: Selector,
-    against: Annotated[str | None, typer.Argument(help="A second record, to compare with.", metavar="[RECORD]")] = None,
+    against: Annotated[
+        str | None,
+        typer.Argument(help="A second record, to compare with.", metavar="[RECORD]", autocompletion=choices.records),
+    ] = None,
     to: Annotated[Path, typer.Option("--output", help="Where to write the page.", metavar="FILE")] = Path(
         "report.html"
     ),

@@ -7,6 +7,7 @@ themselves.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import import_module
@@ -79,7 +80,12 @@ def application(name: str, **settings: Any) -> typer.Typer:
     ``settings`` are typer's own, such as ``help``.
     """
     _applications[name] = typer.Typer(
-        name=name, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, **settings
+        name=name,
+        cls=WholeList,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        **settings,
     )
     return _applications[name]
 
@@ -105,6 +111,17 @@ class _Commands(Mapping[str, Any]):
     @override
     def __len__(self) -> int:
         return len(_LISTED)
+
+
+class WholeList(TyperGroup):
+    """Shows what each of its commands does in a whole sentence, on as many lines as it takes."""
+
+    @override
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write a row for each command."""
+        rows = [(name, command.get_short_help_str(sys.maxsize)) for name, command in self.commands.items()]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
 
 class CommandList(TyperGroup):

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from parbake.cli import choices
 from parbake.cli.app import DEFAULT_FILE, BakefilePath, Result, Selector, command, written
 from parbake.cli.commands import application
 from parbake.cli.project import Project
-from parbake.core.errors import InputError
 from parbake.core.events import Events
 
 if TYPE_CHECKING:
@@ -20,6 +20,9 @@ Folder = Annotated[Path, typer.Argument(help="Where to write; created if missing
 Force = Annotated[bool, typer.Option("--force", help="Replace files, and export even if unverified.")]
 
 exporting = application("export", help="Write files for other tools.", no_args_is_help=True)
+
+
+_PROGRAMS = choices.Choice("--for", "program", lambda: ("kubelet", "nodeadm"))
 
 
 @command(exporting, progress="plain")
@@ -46,13 +49,21 @@ def packer(
 def kubelet_config(
     selector: Annotated[
         str,
-        typer.Argument(help="A record; without one, what the Bakefile says.", metavar="RECORD", show_default=False),
+        typer.Argument(
+            help="A record; without one, what the Bakefile says.",
+            metavar="RECORD",
+            show_default=False,
+            autocompletion=choices.records,
+        ),
     ] = "",
     file: BakefilePath = DEFAULT_FILE,
     form: Annotated[
         str,
         typer.Option(
-            "--for", help="The program to write it for: kubelet, or nodeadm (a NodeConfig).", metavar="PROGRAM"
+            "--for",
+            help="The program to write it for: kubelet, or nodeadm (a NodeConfig).",
+            metavar="PROGRAM",
+            autocompletion=_PROGRAMS.complete,
         ),
     ] = "kubelet",
 ) -> Result:
@@ -64,8 +75,7 @@ def kubelet_config(
     from parbake.workflows import export as workflow
     from parbake.workflows.export import kubelet
 
-    if form not in {"kubelet", "nodeadm"}:
-        raise InputError(f"--for {form}: no such program", hint="choose kubelet or nodeadm")
+    _PROGRAMS.need(form)
     project = Project(file, [selector] if selector else [])
     named = workflow.references(file, project.output(), selector, project.trust if selector else ())
     found = kubelet.document(named, cast("kubelet.Form", form))

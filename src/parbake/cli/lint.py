@@ -9,11 +9,14 @@ from typing import Annotated
 import typer
 
 from parbake import __version__
+from parbake.cli import choices
 from parbake.cli.app import DEFAULT_FILE, BakefilePath, KubeContext, Result, command, out
 from parbake.cli.project import Project, needed
 from parbake.core.errors import InputError, VerificationFailed
 
 _LEVELS = ("error", "warning", "note")
+_FORMATS = choices.Choice("--format", "style", lambda: ("text", "json", "sarif"))
+_FAIL_ON = choices.Choice("--fail-on", "level", lambda: _LEVELS)
 
 
 @command()
@@ -27,13 +30,28 @@ def lint(
     context: KubeContext = "",
     bake: Annotated[
         list[str] | None,
-        typer.Option(help="A record to compare with; may be given several times.", metavar="RECORD"),
+        typer.Option(
+            help="A record to compare with; may be given several times.",
+            metavar="RECORD",
+            autocompletion=choices.records,
+        ),
     ] = None,
     style: Annotated[
-        str, typer.Option("--format", help="How to print: text, json, or sarif for code hosts.", metavar="STYLE")
+        str,
+        typer.Option(
+            "--format",
+            help="How to print: text, json, or sarif for code hosts.",
+            metavar="STYLE",
+            autocompletion=_FORMATS.complete,
+        ),
     ] = "text",
     fail_on: Annotated[
-        str, typer.Option(help="Exit with 3 on findings of this level: error, warning or note.", metavar="LEVEL")
+        str,
+        typer.Option(
+            help="Exit with 3 on findings of this level: error, warning or note.",
+            metavar="LEVEL",
+            autocompletion=_FAIL_ON.complete,
+        ),
     ] = "error",
     file: BakefilePath = DEFAULT_FILE,
 ) -> Result:
@@ -46,10 +64,8 @@ def lint(
     from parbake.images import workloads
     from parbake.workflows import lint as workflow
 
-    if style not in {"text", "json", "sarif"}:
-        raise InputError(f"--format {style}: no such style", hint="choose text, json or sarif")
-    if fail_on not in _LEVELS:
-        raise InputError(f"--fail-on {fail_on}: no such level", hint="choose error, warning or note")
+    _FORMATS.need(style)
+    _FAIL_ON.need(fail_on)
     out.as_json |= style != "text"
     if not paths and not from_cluster:
         raise InputError("nothing to lint", hint="name files or folders, - for standard input, or --from-cluster")

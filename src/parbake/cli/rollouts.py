@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from parbake.cli import choices
 from parbake.cli.app import DEFAULT_FILE, BakefilePath, Result, command
 from parbake.cli.project import CopyRoles, Store, needed
 from parbake.core.errors import InputError, RolloutError
@@ -16,7 +17,12 @@ if TYPE_CHECKING:
 
 To = Annotated[
     list[str] | None,
-    typer.Option("--to", help="A target of the Bakefile; may be given several times. Default: all.", metavar="NAME"),
+    typer.Option(
+        "--to",
+        help="A target of the Bakefile; may be given several times. Default: all.",
+        metavar="NAME",
+        autocompletion=choices.targets,
+    ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show what would be written.")]
 Follow = Annotated[bool, typer.Option(help="Watch until the nodes run it.")]
@@ -38,6 +44,7 @@ def rollout(
         typer.Argument(
             help="A record, an artefact, or the start of a name or key; a machine image, a volume, or one of each.",
             metavar="RECORD...",
+            autocompletion=choices.records,
         ),
     ],
     to: To = None,
@@ -61,6 +68,7 @@ def rollout(
             help="A rollback of targets that hold this returns to what they held before it: an id, a name or the start "
             "of a key; of several, all.",
             metavar="ID",
+            autocompletion=choices.held,
         ),
     ] = None,
     file: BakefilePath = DEFAULT_FILE,
@@ -97,6 +105,7 @@ def rollback(
             "--holding",
             help="Only targets that hold this: an id, a name or the start of a key; of several, all.",
             metavar="ID",
+            autocompletion=choices.held,
         ),
     ] = None,
     file: BakefilePath = DEFAULT_FILE,

@@ -87,10 +87,22 @@ def test_without_a_command_help_is_shown(say: Say) -> None:
         assert f"parbake {command} [OPTIONS]" in out
 
 
-def test_summaries_are_not_cut_off(say: Say) -> None:
-    code, out, _ = say("-h")
+@pytest.mark.parametrize("group", [(), ("export",), ("fleet",)], ids=" ".join)
+def test_summaries_are_whole_and_fit(group: tuple[str, ...], say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = say(*group, "-h")
     assert code == 0
-    assert "..." not in out.partition("Bake:")[2]
+    assert "..." not in out.partition("Options:")[2]
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_every_command_prints_json_if_asked() -> None:
+    def lacking(command: Any, path: str) -> list[str]:
+        if below := getattr(command, "commands", None):
+            return [name for each in below for name in lacking(below[each], f"{path} {each}".strip())]
+        return [] if any("--json" in each.opts for each in command.params) else [path]
+
+    assert lacking(typer.main.get_command(app.app), "") == []
 
 
 def test_the_list_of_commands_says_what_they_say_of_themselves(say: Say) -> None:

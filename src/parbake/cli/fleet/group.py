@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from parbake.cli import choices
 from parbake.cli.app import Result, command, written
 from parbake.cli.commands import application
 from parbake.core.errors import FleetIncomplete, InputError
@@ -21,6 +22,7 @@ Cells = Annotated[
         "--cell",
         help="A cell, such as search@amd64 or search; may be given several times. Default: all.",
         metavar="CELL",
+        autocompletion=choices.cells,
     ),
 ]
 
@@ -73,9 +75,15 @@ def plan(events: Events, cell: Cells = None, store: Store = "", file: FleetPath 
     return Result(text.previews_json(fleet.name, found), lambda: text.previews_text(found), then=judge)
 
 
+_KINDS = choices.Choice("--for", "kind", lambda: ("github", "kubernetes"))
+
+
 @command(fleets)
 def matrix(
-    kind: Annotated[str, typer.Option("--for", help="github or kubernetes.", metavar="KIND")],
+    kind: Annotated[
+        str,
+        typer.Option("--for", help="github or kubernetes.", metavar="KIND", autocompletion=_KINDS.complete),
+    ],
     cell: Cells = None,
     image: Annotated[
         str, typer.Option(help="For kubernetes: parbake's own image, by its digest.", metavar="REFERENCE")
@@ -92,12 +100,11 @@ def matrix(
     from parbake.fleet.cells import cells, chosen
     from parbake.fleet.file import load
 
+    _KINDS.need(kind)
     fleet, folder = load(file), file.absolute().parent
     found = chosen(cells(fleet, folder), tuple(cell or ()))
     if kind == "github":
         document = export.for_github(fleet, found)
-    elif kind != "kubernetes":
-        raise InputError(f"--for {kind}: no such kind", hint="choose github or kubernetes")
     elif not image:
         raise InputError("the Jobs need parbake's image", hint="give it with --image; deploy/Containerfile builds it")
     else:
@@ -105,9 +112,10 @@ def matrix(
     return Result(document, lambda: json.dumps(document, indent=2))
 
 
-@fleets.command()
-def schema() -> None:
+@command(fleets)
+def schema() -> Result:
     """Print the JSON Schema of fleet.yaml, for editors."""
     from parbake.fleet.file import schema as fleet_schema
 
-    typer.echo(json.dumps(fleet_schema(), indent=2))
+    document = fleet_schema()
+    return Result(document, lambda: json.dumps(document, indent=2))

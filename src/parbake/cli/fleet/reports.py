@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from parbake.cli import choices
 from parbake.cli.app import Result, command, written
 from parbake.cli.fleet.group import DEFAULT_FILE, FleetPath, fleets
 from parbake.cli.fleet.runs import State, asked
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 @command(fleets)
 def logs(
     events: Events,
-    cell: Annotated[str, typer.Argument(help="A cell, such as search@amd64.", metavar="[CELL]")] = "",
+    cell: Annotated[
+        str, typer.Argument(help="A cell, such as search@amd64.", metavar="[CELL]", autocompletion=choices.cells)
+    ] = "",
     rollout: Annotated[bool, typer.Option("--rollout", help="The log of the last rollout.")] = False,
     state: State = None,
     file: FleetPath = DEFAULT_FILE,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from parbake.cli import choices
 from parbake.cli.app import Result, command
 from parbake.cli.fleet.group import DEFAULT_FILE, Cells, FleetPath, fleets
 from parbake.cli.fleet.runs import State, asked, need_engine, user, whoever
@@ -131,7 +132,12 @@ def _ended(found: RolloutStatus, problem: str) -> Result:
 @command(fleets)
 def approve(
     events: Events,
-    wave: Annotated[str, typer.Argument(help="The wave. Default: the one that is waiting.", metavar="[WAVE]")] = "",
+    wave: Annotated[
+        str,
+        typer.Argument(
+            help="The wave. Default: the one that is waiting.", metavar="[WAVE]", autocompletion=choices.waves
+        ),
+    ] = "",
     by: By = "",
     note: Note = "",
     wait: Wait = False,
@@ -201,7 +207,7 @@ def rollback(
 @command(fleets)
 def gate(
     events: Events,
-    wave: Annotated[str, typer.Argument(help="The wave.", metavar="WAVE")],
+    wave: Annotated[str, typer.Argument(help="The wave.", metavar="WAVE", autocompletion=choices.waves)],
     cell: Cells = None,
     generation: Annotated[
         str, typer.Option(help="What the gate's command is told about the rollout.", metavar="NAME")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from parbake import __version__
+from parbake.cli import choices
 from parbake.cli.app import Result, command, out
 from parbake.cli.fleet.group import DEFAULT_FILE, Cells, FleetPath, fleets
 from parbake.core.errors import EngineUnreachable, EnvironmentProblem, FleetIncomplete
@@ -93,12 +94,17 @@ def up(
     run_here(state_folder(state, file), Settings(workers, slots, port, ui_port, grace), events, ready)
 
 
+_QUEUES = choices.Choice("--queues", "queue", lambda: ("control", "bake", "place", "roll"))
+
+
 @command(fleets)
 def worker(
     queues: Annotated[
         str,
         typer.Option(
-            help="The queues it takes tasks from: control (no root needed), bake, place, roll.", metavar="NAMES"
+            help="The queues it takes tasks from: control (no root needed), bake, place, roll.",
+            metavar="NAMES",
+            autocompletion=_QUEUES.complete,
         ),
     ] = "control,bake,place,roll",
     slots: Slots = 1,
@@ -309,7 +315,10 @@ def whoever() -> str:
 @command(fleets)
 def retry(
     events: Events,
-    cell: Annotated[list[str], typer.Argument(help="Cells, such as search@amd64 or search.", metavar="CELL...")],
+    cell: Annotated[
+        list[str],
+        typer.Argument(help="Cells, such as search@amd64 or search.", metavar="CELL...", autocompletion=choices.cells),
+    ],
     file: FleetPath = DEFAULT_FILE,
 ) -> Result:
     """Release cells from quarantine, so that the next run tries them again."""
