@@ -6,13 +6,34 @@ Names are bytes. Times are nanoseconds since 1970. A node that several names lea
 from __future__ import annotations
 
 import stat
+import struct
 from collections.abc import Iterable, Iterator, MutableMapping
-from typing import Protocol
+from typing import Final, Protocol
+
+from parbake.core.errors import LayerError
 
 type Extents = tuple[tuple[int, int, int], ...]
 """Where a file's data lie: (first block of the file, first block of the volume, count), ascending; gaps are holes."""
 
 NO_DATA: Extents = ()
+
+type Acl = list[tuple[int, int, int]]
+"""Entries of a POSIX ACL: tag, permissions, and the id of a user or group."""
+
+_ACL_ENTRY: Final = struct.Struct("<HHI")
+ACL_HEAD: Final = struct.pack("<I", 2)  # the version; Linux, ``include/uapi/linux/posix_acl_xattr.h``
+
+
+def parse_acl(value: bytes) -> Acl:
+    """Read an ACL in the form that programs set as an attribute; raises LayerError."""
+    if len(value) < 4 or len(value) % 8 != 4 or value[:4] != ACL_HEAD:
+        raise LayerError("a POSIX ACL in an unknown form")
+    return [_ACL_ENTRY.unpack_from(value, at) for at in range(4, len(value), 8)]
+
+
+def acl_value(acl: Acl) -> bytes:
+    """Return an ACL in that form."""
+    return ACL_HEAD + b"".join(_ACL_ENTRY.pack(*entry) for entry in acl)
 
 
 class FileNode:

@@ -183,7 +183,7 @@ class CachingSources:
 
 
 class _CachedSource(Source):
-    """A source (``model.Source``) in front of which the cache lies."""
+    """A source (``sources.Source``) in front of which the cache lies."""
 
     def __init__(self, source: Source, cache: CachingSources, travels: int) -> None:
         self._source, self._cache, self._travels = source, cache, travels

@@ -305,3 +305,8 @@ def verify(
 
 def _rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 3)
+
+
+def damaged(problem: str) -> Verdict:
+    """Return the verdict on an artefact that is not worth booting."""
+    return Verdict(passed=False, accelerator="none", intact=False, problems=(problem,), verified_at=timestamp())

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import keyword
+import re
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -175,3 +178,72 @@ def test_every_program_is_in_the_one_list() -> None:
     listed = {program.name for program in PROGRAMS} | NO_PROGRAMS_TO_INSTALL
     for path in _files():
         assert _programs_that_are_run(path) <= listed, f"{path.name}: add it to programs.py"
+
+
+# Words of the kernel, of Go, of AWS's library, and programs, which docstrings name and no line of code does.
+OF_OTHERS = {
+    "Normalize", "__posix_acl_chmod", "diskboot", "du", "generate_presigned_url", "mkparent", "nohup", "pax",
+    "posix_acl_create",
+    "posix_acl_update_mode", "posix_acl_valid", "pyproject", "restorecon", "sha256sum", "tar_opts_linux",
+    "use_attribute_docstrings",
+}  # fmt: skip
+NO_MODULES = ("go", "io", "json", "log", "raw", "toml", "yaml")
+"""What stands behind the point of a name of a file or of a host."""
+
+
+def _docstrings(tree: ast.Module) -> Iterator[ast.Constant]:
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        for each in body if isinstance(body, list) else ():
+            if (
+                isinstance(each, ast.Expr)
+                and isinstance(each.value, ast.Constant)
+                and isinstance(each.value.value, str)
+            ):
+                yield each.value
+
+
+@cache
+def _words_of(path: Path) -> set[str]:
+    """Return the words of a file's code and of its texts, without its docstrings."""
+    left_out, found = {id(each) for each in _docstrings(_tree(path))}, set(_module(path).split("."))
+    for node in ast.walk(_tree(path)):
+        for _, value in ast.iter_fields(node) if id(node) not in left_out else ():
+            for each in value if isinstance(value, list) else [value]:
+                text = each.decode("latin-1") if isinstance(each, bytes) else each
+                found |= set(re.findall(r"\w+", text)) if isinstance(text, str) else set()
+    return found
+
+
+def test_what_docstrings_name_is_there() -> None:
+    known = {*keyword.kwlist, *OF_OTHERS}.union(*map(_words_of, _files()))
+    for path in SOURCE.rglob("*"):
+        if path.is_file() and path.suffix not in {".py", ".pyc"}:
+            known |= set(re.findall(r"\w+", path.read_text(errors="replace")))
+    of_module: dict[str, set[str]] = {}
+    for path in _files():
+        of_module.setdefault(_module(path).rpartition(".")[2], set()).update(_words_of(path), _below(path))
+    wrong = []
+    for path in _files():
+        for text in (str(each.value) for each in _docstrings(_tree(path))):
+            for name in re.findall(r"``([a-z_]\w*(?:\.\w+)*)``", text):
+                first, *rest = name.split(".")
+                if not rest and name.islower() and name not in known:
+                    wrong.append(f"{_name(path)}: ``{name}``")
+                elif (
+                    rest
+                    and rest[-1] not in NO_MODULES
+                    and rest[0] not in {"py", *OF_OTHERS, *of_module.get(first, rest)}
+                ):
+                    wrong.append(f"{_name(path)}: ``{name}`` is not in {first}")
+    assert not wrong, "correct the name; a word of another project's belongs into OF_OTHERS"
+
+
+def _below(path: Path) -> set[str]:
+    return {each.stem for each in path.parent.iterdir()} if path.name == "__init__.py" else set()
+
+
+def test_files_that_docstrings_name_are_there() -> None:
+    files = {path.name for path in _files()}
+    named = {name for path in _files() for name in re.findall(r"``(\w+\.py)``", path.read_text())}
+    assert named <= files

@@ -1,4 +1,4 @@
-"""Where a fill's layers go, behind one protocol: a mounted file system, or (``volumes``) the file of one."""
+"""Where a fill's layers go, behind one protocol: a mounted file system, or (``volume``) the file of one."""
 
 from __future__ import annotations
 

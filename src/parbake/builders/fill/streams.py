@@ -31,7 +31,7 @@ class Endable:
         self._stream, self._over = stream, over
 
     def readinto(self, buffer: memoryview, /) -> int:
-        """Fill the start of ``buffer`` (``model.Readable``)."""
+        """Fill the start of ``buffer`` (``sources.Readable``)."""
         if self._over.is_set():
             raise Interrupted("the fill ended early")
         return self._stream.readinto(buffer)

@@ -110,7 +110,7 @@ class Worker:
 
 
 class _Arriving:
-    """The layer's compressed bytes (``model.Readable``), in ``buffers`` that the other process fills in turns.
+    """The layer's compressed bytes (``sources.Readable``), in ``buffers`` that the other process fills in turns.
 
     Who reads into these buffers in turns finds the bytes there; into any other they are copied.
     """

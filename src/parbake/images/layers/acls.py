@@ -6,20 +6,15 @@ Source: Linux ``fs/posix_acl.c`` (``posix_acl_create``, ``__posix_acl_chmod``, `
 from __future__ import annotations
 
 import stat
-import struct
 from typing import Final
 
 from parbake.core.errors import LayerError
-from parbake.core.filetree import FileNode
+from parbake.core.filetree import ACL_HEAD, Acl, FileNode, acl_value, parse_acl
 
 ACCESS: Final = b"system.posix_acl_access"
 DEFAULT: Final = b"system.posix_acl_default"
-_ENTRY: Final = struct.Struct("<HHI")
-_HEAD: Final = struct.pack("<I", 2)
 _USER_OBJ, _USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
 _SIMPLE: Final = frozenset({_USER_OBJ, _GROUP_OBJ, _OTHER})
-
-type Acl = list[tuple[int, int, int]]
 
 
 def with_mode(node: FileNode, mode: int) -> None:
@@ -27,7 +22,7 @@ def with_mode(node: FileNode, mode: int) -> None:
     node.mode = stat.S_IFMT(node.mode) | mode
     if node.xattrs and ACCESS in node.xattrs:
         acl = _parse(node.xattrs[ACCESS])
-        node.xattrs = {**node.xattrs, ACCESS: _pack(_masked(acl, mode))}
+        node.xattrs = {**node.xattrs, ACCESS: acl_value(_masked(acl, mode))}
 
 
 def with_acl(node: FileNode, key: bytes, value: bytes) -> None:
@@ -35,7 +30,7 @@ def with_acl(node: FileNode, key: bytes, value: bytes) -> None:
 
     One in another version of the format, and any of a symbolic link, is passed over.
     """
-    if len(value) >= 4 and value[:4] != _HEAD:
+    if len(value) >= 4 and value[:4] != ACL_HEAD:
         return
     attributes = {name: old for name, old in (node.xattrs or {}).items() if name != key}
     acl = _parse(value)
@@ -49,7 +44,7 @@ def with_acl(node: FileNode, key: bytes, value: bytes) -> None:
         if key == ACCESS:
             node.mode = stat.S_IFMT(node.mode) | node.mode & 0o7000 | _mode_of(acl)
         if key == DEFAULT or any(tag not in _SIMPLE for tag, _, _ in acl):
-            attributes[key] = _pack(acl)
+            attributes[key] = acl_value(acl)
     node.xattrs = attributes or None
 
 
@@ -68,15 +63,7 @@ def inherited(folder: FileNode, child: FileNode) -> None:
 
 
 def _parse(value: bytes) -> Acl:
-    if not value:
-        return []
-    if len(value) < 4 or len(value) % 8 != 4 or value[:4] != _HEAD:
-        raise LayerError("a POSIX ACL in an unknown form")
-    return [_ENTRY.unpack_from(value, at) for at in range(4, len(value), 8)]
-
-
-def _pack(acl: Acl) -> bytes:
-    return _HEAD + b"".join(_ENTRY.pack(*entry) for entry in acl)
+    return parse_acl(value) if value else []
 
 
 def _check(acl: Acl) -> None:

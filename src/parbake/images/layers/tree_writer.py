@@ -1,6 +1,6 @@
-"""Applies entries to a tree of nodes in memory: what ``tree`` does with system calls, for writers of file systems.
+"""Applies entries to a tree of nodes in memory, for writers of file systems: ``folder_writer`` without system calls.
 
-Order and effect of every step are those of containerd's unpack onto an empty folder (sources: see ``tree``), the
+Order and effect of every step are those of containerd's unpack onto an empty folder (sources: see there), the
 kernel's part included: what a mode, an owner or an attribute becomes. Data go to a store as they arrive.
 """
 
@@ -86,7 +86,7 @@ class TreeBuilder(TreeFolders):
     """The tree of one layer while its entries come. ``finish`` at the end; then ``root`` is what is to be written."""
 
     def __init__(self, store: Store, archive: Archive, *, overlay: bool, bound: int) -> None:
-        """``overlay`` and ``bound`` as in ``tree.Tree``."""
+        """``overlay`` and ``bound`` as in ``folder_writer.Tree``."""
         super().__init__(FileNode(stat.S_IFDIR | 0o755))
         self.unused: list[Extents] = []
         """Data that no file refers to any more."""

@@ -27,7 +27,7 @@ _RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 class Blob:
     """The bytes of ``descriptor`` from ``offset`` on, from the first of ``endpoints`` that gives them.
 
-    Satisfies ``model.Readable``; use with ``with``. Not thread-safe. Raises BadContent when the size is not what the
+    Satisfies ``sources.Readable``; use with ``with``. Not thread-safe. Raises BadContent when the size is not what the
     descriptor says, Unreachable or RegistryError when the retries are used up, Denied.
     """
 

@@ -3,11 +3,13 @@
 mke2fs makes the empty file system; this room adds files to it and keeps its books. Nothing needs root, and the same
 layers give the same bytes, whichever threads were faster. What lies where is written into a file in the volume's root
 (``LAYOUT``), so that a later bake can start from the volume as it is: layers that stay are not touched. Beside it is
-what nodes read into memory before a start (``PREFETCH``, see ``trace.listing``): empty where nothing was rehearsed.
+what nodes read into memory before a start (``PREFETCH``, see ``coldstart.trace.listing``): empty without a rehearsal.
 """
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import json
 import os
 import stat
@@ -23,7 +25,6 @@ from typing import TYPE_CHECKING, Final, Self
 from parbake.core.filetree import FileNode, Store
 from parbake.machine.ext4 import checksums, inodes
 from parbake.machine.ext4.allocator import Overflow, Turnstile, Zone, front, shares, size_of
-from parbake.machine.ext4.holes import punch
 from parbake.machine.ext4.layer import LayerWriter, PlacedLayer, WrittenLayer
 from parbake.machine.ext4.reader import Reader
 from parbake.machine.ext4.stream import HASHED, Buffers, Hashes, Stream, open_direct
@@ -37,6 +38,9 @@ LAYOUT: Final = b".parbake-layout.json"
 PREFETCH: Final = b".parbake-prefetch.list"
 ROOT: Final = 2
 _LOST_AND_FOUND: Final = 11
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2  # fallocate(2)
+_PIECE: Final = 1 << 20
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
 _VERSION: Final = 1
 # Room for what is not a layer: databases, manifests, folders. More comes out of what is left over.
 _TOP_BLOCKS, _TOP_INODES = 16 << 20 >> 12, 2048
@@ -108,7 +112,7 @@ class Volume:
         self.placed: dict[str, PlacedLayer] = {}
         """Layers by their chain ID."""
         self.hot: list[Range] = []
-        """The zone in which a layout has brought together what starts read (see ``moving``); merged."""
+        """The zone in which a layout has brought together what starts read (see ``relocate``); merged."""
         self._were_blocks, self._were_inodes = self.superblock.taken(), self.superblock.taken_inodes()
         root = self.reader.node(ROOT)
         assert root.children is not None
@@ -255,7 +259,7 @@ class Volume:
         folder.children = {b"fs": _there(placed.root), b"work": work}
         return folder
 
-    # -- moving what is there (see ``moving``)
+    # -- moving what is there (see ``relocate``)
 
     @property
     def used(self) -> Sequence[Range]:
@@ -295,7 +299,7 @@ class Volume:
         self.superblock.write(used, self._were_inodes, self.superblock.folders())
         for start, end in without(self._were_blocks, used):
             self.hashes.touch(start * BLOCK, end * BLOCK)
-            punch(self._handle, start * BLOCK, end * BLOCK)
+            _punch(self._handle, start * BLOCK, end * BLOCK)
         self._were_blocks = list(used)
         os.fsync(self._handle)
 
@@ -374,3 +378,15 @@ def _free_blocks(used: Sequence[Range], before: Sequence[Range], end: int, hot: 
 
 def _ranges(found: Iterable[Sequence[int]]) -> list[Range]:
     return [(start, end) for start, end in found]
+
+
+def _punch(handle: int, start: int, end: int) -> None:
+    """Let a part of an open file (bytes) read as zeros; a hole, where its file system has holes. Raises OSError."""
+    size = ctypes.c_int64(end - start)
+    if not _LIBC.fallocate(handle, _KEEP_SIZE | _PUNCH_HOLE, ctypes.c_int64(start), size):
+        return
+    code = ctypes.get_errno()
+    if code not in {errno.EOPNOTSUPP, errno.ENOSYS}:
+        raise OSError(code, os.strerror(code))
+    for place in range(start, end, _PIECE):
+        os.pwrite(handle, bytes(min(_PIECE, end - place)), place)

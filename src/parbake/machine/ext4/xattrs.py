@@ -1,6 +1,7 @@
 """Extended attributes as ext4 stores them: behind an inode's fields where they fit, else in a block of their own.
 
-Source: kernel documentation, ext4, "Extended Attributes"; hashes as in e2fsprogs ``lib/ext2fs/ext_attr.c``.
+Sources: kernel documentation, ext4, "Extended Attributes"; hashes as in e2fsprogs ``lib/ext2fs/ext_attr.c``; Linux
+``fs/ext4/acl.h``, of the form in which ext4 stores POSIX ACLs, shorter than the one that programs set.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from parbake.core.errors import LayerError
+from parbake.core.filetree import Acl, acl_value, parse_acl
 from parbake.machine.ext4 import checksums
-from parbake.machine.ext4.acl import spoken_acl, stored_acl
 from parbake.machine.ext4.superblock import BLOCK
 
 _MAGIC: Final = 0xEA020000
@@ -23,6 +24,10 @@ _PREFIXES: Final = (
     (b"system.posix_acl_access", 2), (b"system.posix_acl_default", 3),
     (b"user.", 1), (b"trusted.", 4), (b"security.", 6),
 )  # fmt: skip
+_ACL_SHORT: Final = struct.Struct("<HH")
+_ACL_LONG: Final = struct.Struct("<HHI")
+_ACL_HEAD: Final = struct.pack("<I", 1)
+_ACL_WITH_ID: Final = frozenset({0x02, 0x08})  # a user's entry, a group's
 _NAMES: Final = {number: prefix for prefix, number in _PREFIXES}
 
 type Attribute = tuple[int, bytes, bytes]
@@ -35,7 +40,7 @@ def attributes(found: Mapping[bytes, bytes]) -> list[Attribute]:
     for name, value in found.items():
         for prefix, number in _PREFIXES:
             if name.startswith(prefix):
-                stored = stored_acl(value) if number in {2, 3} else value
+                stored = _stored_acl(value) if number in {2, 3} else value
                 result.append((number, name[len(prefix) :], stored))
                 break
     return sorted(result, key=lambda one: (one[0], len(one[1]), one[1]))
@@ -82,7 +87,7 @@ def unpack(data: bytes, names: int, values: int) -> dict[bytes, bytes]:
         length, index, offset, _, size, _ = _ENTRY.unpack_from(data, at)
         name = data[at + _ENTRY.size : at + _ENTRY.size + length]
         value = data[values + offset : values + offset + size]
-        found[_NAMES.get(index, b"") + name] = spoken_acl(value) if index in {2, 3} else value
+        found[_NAMES.get(index, b"") + name] = _spoken_acl(value) if index in {2, 3} else value
         at += _entry_size(name)
     return found
 
@@ -128,3 +133,24 @@ def _hash(name: bytes, value: bytes) -> int:
     for (word,) in struct.iter_unpack("<I", padded):
         mark = (mark << 16 ^ mark >> 16 ^ word) & _U32
     return mark
+
+
+def _stored_acl(value: bytes) -> bytes:
+    """Turn the form that programs set into the one that ext4 stores; raises LayerError."""
+    parts = [_ACL_HEAD]
+    for tag, permissions, who in parse_acl(value):
+        whose = tag in _ACL_WITH_ID
+        parts.append(_ACL_LONG.pack(tag, permissions, who) if whose else _ACL_SHORT.pack(tag, permissions))
+    return b"".join(parts)
+
+
+def _spoken_acl(value: bytes) -> bytes:
+    """Turn the stored form into the one that programs see."""
+    acl: Acl = []
+    at = len(_ACL_HEAD)
+    while at + _ACL_SHORT.size <= len(value):
+        tag, permissions = _ACL_SHORT.unpack_from(value, at)
+        whose = tag in _ACL_WITH_ID
+        acl.append(_ACL_LONG.unpack_from(value, at) if whose else (tag, permissions, 0xFFFFFFFF))
+        at += _ACL_LONG.size if whose else _ACL_SHORT.size
+    return acl_value(acl)
