@@ -152,6 +152,11 @@ class Bakefile(Section):
     """The targets of `parbake rollout`."""
 
     @property
+    def named_sandbox(self) -> Reference | None:
+        """The sandbox image that is named; None where parbake finds it, or there is to be none."""
+        return None if self.sandbox in {"auto", "none"} else Reference.parse(self.sandbox)
+
+    @property
     def traits(self) -> BuilderTraits:
         """What its builder is like."""
         return BUILDERS[self.builder]
@@ -303,8 +308,8 @@ def advice(bakefile: Bakefile) -> tuple[str, ...]:
                 f"add {bakefile.output.name} to {entry.build.context / '.dockerignore'}"
             )
     used = {entry.parsed.registry for entry in bakefile.images}
-    if bakefile.sandbox not in {"auto", "none"}:
-        used.add(Reference.parse(bakefile.sandbox).registry)
+    if bakefile.named_sandbox:
+        used.add(bakefile.named_sandbox.registry)
     used |= {mirror.partition("/")[0] for options in bakefile.registries.values() for mirror in options.mirrors}
     if bakefile.base.ami and bakefile.base.ami.eks == "al2":
         found.append(

@@ -22,7 +22,7 @@ from parbake.builders import seal
 from parbake.core.errors import ArtefactFull, BakeFailed, InputError
 from parbake.core.model import GIB, Image, Plan, RegistryOptions
 from parbake.core.nodefiles import node_file
-from parbake.core.reference import DOCKER_HUB, Reference
+from parbake.core.reference import DOCKER_HUB
 from parbake.images.registry import ecr
 from parbake.machine import disk
 from parbake.verify import within
@@ -139,7 +139,7 @@ def _volume(plan: Plan) -> dict[str, str]:
 
 def hosts(plan: Plan) -> list[str]:
     """Return the registries that a machine pulls a plan's images from."""
-    return sorted({Reference.parse(image.reference).registry for image in plan.all_images if not image.layout})
+    return sorted({image.parsed.registry for image in plan.all_images if not image.layout})
 
 
 def logs_in(host: str, options: Mapping[str, RegistryOptions]) -> ecr.EcrHost | None:
@@ -151,7 +151,7 @@ def logs_in(host: str, options: Mapping[str, RegistryOptions]) -> ecr.EcrHost | 
 
 def _registries(plan: Plan, options: Mapping[str, RegistryOptions], server: str) -> list[str]:
     if server:
-        names = {Reference.parse(image.reference).registry for image in plan.all_images}
+        names = {image.parsed.registry for image in plan.all_images}
         return [shlex.join(["registry", host, server, "-"]) for host in sorted(names)]
     lines = []
     for host in hosts(plan):
@@ -186,7 +186,7 @@ def image_calls(plan: Plan, *, in_registries: bool) -> list[str]:
 
 def source_of(image: Image) -> str:
     """Return the reference by which an image is pulled: its repository and its digest."""
-    return Reference.parse(image.reference).with_digest(image.target.digest)
+    return image.parsed.with_digest(image.target.digest)
 
 
 def _prover(plan: Plan) -> list[str]:

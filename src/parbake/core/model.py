@@ -201,12 +201,17 @@ class Image(Frozen):
     order: int = Field(default=0, ge=0)
 
     @property
+    def parsed(self) -> Reference:
+        """The reference, normalised."""
+        return Reference.parse(self.reference)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The names under which the runtime's store must know the image, the one that pods use most first.
 
         A pod spec that says ``name:tag@digest`` asks the store for ``name@digest`` (containerd's CRI drops the tag).
         """
-        reference = Reference.parse(self.reference)
+        reference = self.parsed
         names = [f"{reference.name}:{reference.tag}"] if reference.tag else []
         if reference.digest or self.also_by_digest:
             names.append(reference.with_digest(reference.digest or self.target.digest))

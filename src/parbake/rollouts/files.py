@@ -129,12 +129,6 @@ class ValuesForTools(Rollout):
         _, said, history = self._read()
         return TargetStatus(self.where, _held(said), history.states(_held))
 
-    @override
-    def freeze(self, *, frozen: bool) -> tuple[str, ...]:
-        """Refuse: a file replaces no nodes."""
-        del frozen
-        raise InputError(f"{self.where} replaces no nodes", hint="freeze whatever reads it")
-
     def _read(self) -> tuple[str, Said, History[Said]]:
         try:
             text = self.path.read_text()

@@ -44,6 +44,7 @@ class Karpenter(Rollout):
         self.force_conflicts = force_conflicts
         self.pointer: Pointer | None = pointer_of(target, region)
         self.cluster = Cluster(target.context)
+        self.where = f"node class {target.nodeclass}"
         self._read: dict[str, Any] = {}
 
     @override

@@ -77,6 +77,7 @@ class _Manifest(Rollout):
 
     def __init__(self, path: Path, branch: str = "") -> None:
         self.file = _Text(path, branch)
+        self.where = self.file.where
 
     @override
     def plan(self, offer: Offer) -> Change:
@@ -101,12 +102,6 @@ class _Manifest(Rollout):
         return _FOLLOWED_ELSEWHERE
 
     @override
-    def freeze(self, *, frozen: bool) -> tuple[str, ...]:
-        """Refuse: a file replaces no nodes."""
-        del frozen
-        raise InputError(f"{self.file.where} replaces no nodes", hint="freeze whatever reads it")
-
-    @override
     def status(self) -> TargetStatus:
         raise NotImplementedError
 
@@ -121,7 +116,7 @@ class _Manifest(Rollout):
     def _with_texts(self, change: Change, before: str, after: str, message: str) -> Change:
         diff = self.file.diff(before, after) if before != after else ""
         payload = {"before": before, "after": after, "message": message}
-        return replace(change, where=f"{change.where} in {self.file.where}", diff=diff, payload=payload)
+        return replace(change, where=f"{change.where} in {self.where}", diff=diff, payload=payload)
 
 
 class NodeClassFile(_Manifest):
@@ -146,14 +141,14 @@ class NodeClassFile(_Manifest):
     @override
     def status(self) -> TargetStatus:
         _, found = self._found(self.file.read())
-        where = f"{nodeclass.described(found)} in {self.file.where}"
+        where = f"{nodeclass.described(found)} in {self.where}"
         holds = nodeclass.held(found, self.target.device)
         return TargetStatus(where, holds, nodeclass.history(found))
 
     def _found(self, text: str) -> tuple[gitops.ManifestPlace, Mapping[str, Any]]:
         files = [(self.target.file.name, text)]
         name = self.target.nodeclass
-        gitops.read(text, source=self.file.where)  # `find` passes over what is not YAML; here it is the only file
+        gitops.read(text, source=self.where)  # `find` passes over what is not YAML; here it is the only file
         place = gitops.the_one(
             gitops.find(files, kinds=_NODE_CLASSES, name=name), f"the node class {name}" if name else "a node class"
         )
@@ -174,11 +169,11 @@ class ValuesFile(_Manifest):
     def decided(self, text: str, offer: Offer) -> tuple[Change, str]:
         pairs = ((self.target.image_at, offer.image), (self.target.snapshot_at, offer.snapshot))
         if not any(path and value for path, value in pairs):
-            raise InputError(f"{self.file.where}: no path for what is rolled out", hint="write image_at or snapshot_at")
+            raise InputError(f"{self.where}: no path for what is rolled out", hint="write image_at or snapshot_at")
         before, after = self._held(text), text
         for path, value in pairs:
             if path and value:
-                after = gitops.set_value(after, path, value, source=self.file.where)
+                after = gitops.set_value(after, path, value, source=self.where)
         after, cautions = self._with_user_data(after, offer)
         held = self._held(after).model_copy(update={"artefacts": offer.artefacts})
         return Change("values", before, held, cautions=cautions), after
@@ -199,7 +194,7 @@ class ValuesFile(_Manifest):
         now = self._at(text, target.user_data_at)
         new = userdata.with_parts(now, parts)
         if new != now:
-            text = gitops.set_value(text, target.user_data_at, new, source=self.file.where)
+            text = gitops.set_value(text, target.user_data_at, new, source=self.where)
         return text, (*userdata.too_large(new, userdata.ROOM), *userdata.unreadable(new))
 
     @override
@@ -207,19 +202,19 @@ class ValuesFile(_Manifest):
         """Refuse: values have no place for a note."""
         del text
         raise InputError(
-            f"{self.file.where}: a chart's values do not record what was there before", hint="git revert the commit"
+            f"{self.where}: a chart's values do not record what was there before", hint="git revert the commit"
         )
 
     @override
     def status(self) -> TargetStatus:
-        return TargetStatus(f"values in {self.file.where}", self._held(self.file.read()))
+        return TargetStatus(f"values in {self.where}", self._held(self.file.read()))
 
     def _held(self, text: str) -> TargetState:
         target = self.target
         return TargetState(images=[self._at(text, target.image_at)], snapshot=self._at(text, target.snapshot_at))
 
     def _at(self, text: str, path: str) -> str:
-        data = gitops.read(text, source=self.file.where)
+        data = gitops.read(text, source=self.where)
         return str(gitops.value_at(data, gitops.parse_path(path)) or "") if path else ""
 
 
@@ -236,7 +231,7 @@ class _ImageFile(_Manifest):
     def decided(self, text: str, offer: Offer) -> tuple[Change, str]:
         if not offer.images or offer.snapshot:
             raise InputError(
-                f"{self.file.where} takes only machine images: further disks are empty there, and name no snapshot",
+                f"{self.where} takes only machine images: further disks are empty there, and name no snapshot",
                 hint="give the record of a machine image",
             )
         place = self._place(text)
@@ -250,7 +245,7 @@ class _ImageFile(_Manifest):
     @override
     def decided_back(self, text: str) -> tuple[Change, str]:
         place = self._place(text)
-        before, now = _history(place).way_back(self.file.where), self.held(place)
+        before, now = _history(place).way_back(self.where), self.held(place)
         if before is None:
             return already_back(f"{place.kind} {place.name}", now), text
         return self._changed(text, place, now, before, before.spec, History(left=now, current=before))
@@ -258,7 +253,7 @@ class _ImageFile(_Manifest):
     @override
     def status(self) -> TargetStatus:
         place = self._place(self.file.read())
-        return TargetStatus(f"{place.kind} {place.name} in {self.file.where}", self.held(place), _history(place))
+        return TargetStatus(f"{place.kind} {place.name} in {self.where}", self.held(place), _history(place))
 
     def spec(self, place: gitops.ManifestPlace, offer: Offer) -> dict[str, Any]:
         """Return the merge patch that names the image."""

@@ -164,12 +164,6 @@ class Parameter(Rollout):
         returned = last.description.startswith(_BACK)  # a rollback leaves the value that was there before it
         return TargetStatus(self.where, last.held, History(left=held) if returned else History(held))
 
-    @override
-    def freeze(self, *, frozen: bool) -> tuple[str, ...]:
-        """Refuse: a parameter replaces no nodes."""
-        del frozen
-        raise InputError(f"{self.where} replaces no nodes", hint="freeze whatever reads it")
-
     def _history(self) -> list[ParameterVersion]:
         try:
             found = list(self.ssm.pages("get_parameter_history", "Parameters", Name=self.name))

@@ -264,6 +264,9 @@ class TargetStatus:
 class Rollout(Protocol):
     """A kind of target. ``plan`` and ``plan_rollback`` only read; ``write`` writes what they decided, once."""
 
+    where: str
+    """What it is, for people."""
+
     def plan(self, offer: Offer) -> Change:
         """Decide what the target becomes; raises InputError when there is no such target."""
         ...
@@ -288,8 +291,12 @@ class Rollout(Protocol):
         ...
 
     def freeze(self, *, frozen: bool) -> tuple[str, ...]:
-        """Stop nodes from being replaced, or let them again; return what was changed."""
-        ...
+        """Stop nodes from being replaced, or let them again; return what was changed.
+
+        Raises InputError where that cannot be: most targets replace no nodes themselves.
+        """
+        del frozen
+        raise InputError(f"{self.where} replaces no nodes", hint="freeze whatever reads it")
 
 
 def already_back(where: str, holds: TargetState, left: object = "") -> Change:

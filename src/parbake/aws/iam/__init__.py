@@ -30,7 +30,6 @@ from parbake.aws.iam.statements import (
 )
 from parbake.bakefile import Bakefile
 from parbake.core.model import RegistryOptions
-from parbake.core.reference import Reference
 from parbake.core.roles import Role
 from parbake.images.registry import ecr
 
@@ -191,8 +190,8 @@ def _found(scope: Scope, *, built: bool = False, made: bool = False) -> list[str
     """Return the ARNs of the ECR repositories that images are in; ``built``: are pushed to, ``made``: as they lack."""
     bakefile = scope.bakefile
     references = [entry.parsed for entry in bakefile.images if entry.build or not built]
-    if bakefile.sandbox not in {"auto", "none"} and not built:
-        references.append(Reference.parse(bakefile.sandbox))
+    if bakefile.named_sandbox and not built:
+        references.append(bakefile.named_sandbox)
     arns = []
     for reference in references:
         host = ecr.parse(reference.registry)

@@ -25,7 +25,6 @@ from parbake.containerd.labels import (
 )
 from parbake.core.errors import BadContent, CacheDamaged, DiskFull, LayerTooLarge
 from parbake.core.model import Descriptor, Image, Layer, Plan
-from parbake.core.reference import Reference
 from parbake.core.sources import Source
 from parbake.images.layers import Allowance, Unpacked
 from parbake.images.registry.documents import DEEPEST, INDEXES, MOST_DOCUMENTS, Index, load, read_document
@@ -194,7 +193,7 @@ def _short(digest: str) -> str:
 
 
 def _source_label(image: Image) -> dict[str, str]:
-    reference = Reference.parse(image.reference)
+    reference = image.parsed
     if image.layout or reference.is_local:
         return {}  # it did not come from a registry
     return source_label(reference.registry, reference.repository)

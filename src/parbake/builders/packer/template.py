@@ -110,8 +110,7 @@ def reference_text(bakefile: Bakefile, images: Sequence[Image] = ()) -> list[str
                 hint="name it with a registry, so that the build is pushed there",
             )
         found.append(_pinned(reference, pins.get(str(reference), "")))
-    if bakefile.sandbox not in {"auto", "none"}:
-        sandbox = Reference.parse(bakefile.sandbox)
+    if sandbox := bakefile.named_sandbox:
         found.append(_pinned(sandbox, pins.get(str(sandbox), "")))
     return found
 

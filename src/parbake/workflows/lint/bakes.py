@@ -93,7 +93,7 @@ def of_record(record: Record) -> Bake:
     plan = record.plan
     images = tuple(
         BakedImage(
-            Reference.parse(image.reference),
+            image.parsed,
             image.target.digest,
             image.manifest.digest,
             by_digest=image.also_by_digest or "@" in image.reference,
