@@ -142,6 +142,8 @@ class Cloud(Between):
             "BlockDeviceMappings": mappings,
         }
         made: str = self._real(client, "RegisterImage", wishes)["ImageId"]
+        account: Any = ec2_backends["123456789012"][client.meta.region_name]
+        account.amis[made].architecture = source["Architecture"]  # so that a filter by it finds this one
         if tags:
             self._real(client, "CreateTags", {"Resources": [made], "Tags": tags})
         self.details[made] = {

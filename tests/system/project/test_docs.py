@@ -69,6 +69,8 @@ NOTHING: frozenset[str] = frozenset()
 ROLLOUTS = frozenset({"rollout", "rollback", "status", "freeze", "thaw", "watch"})
 TUTORIAL = Case("docs/tutorial.md", shortcuts=NOTHING, preloaded=False)
 """It boots a machine: tests/vm follows it."""
+MIGRATE = Case("docs/how-to/migrate.md", shortcuts=NOTHING)
+"""It bakes in EC2: tests/aws follows it, on the stand-in of its own process."""
 HERE = (
     Case("README.md", shortcuts=frozenset({"bake", "demo"}) | ROLLOUTS, afresh=True, cut_short=("bake", "demo")),
     Case(
@@ -84,7 +86,6 @@ HERE = (
     Case("docs/how-to/nodegroups.md", shortcuts=ROLLOUTS),
     Case("docs/how-to/ocean.md", shortcuts=ROLLOUTS),
     Case("docs/how-to/parameters.md", shortcuts=ROLLOUTS),
-    Case("docs/how-to/migrate.md", shortcuts=ROLLOUTS | {"prune"}),
     Case("docs/how-to/watch.md", shortcuts=ROLLOUTS),
     Case("docs/how-to/retention.md", shortcuts=frozenset({"prune"})),
     Case("docs/how-to/manifests.md"),
@@ -105,7 +106,7 @@ HERE = (
     Case("docs/how-to/lint.md"),
     Case("docs/how-to/other-clouds.md", shortcuts=frozenset({"bake", "export"})),
 )
-CASES = (TUTORIAL, *HERE)
+CASES = (TUTORIAL, MIGRATE, *HERE)
 
 SHORTCUTS = {
     # The base matters in none of the documents in which `init` is cut short: a volume is made in a second.
