@@ -64,7 +64,7 @@ ExternalId = Annotated[
     AfterValidator(_goes_with_a_role),
     text_schema("", "fleet-7f3a"),
 ]
-Their = Annotated[str, AfterValidator(_no_option), text_schema("^[^-]")]
+ResourceName = Annotated[str, AfterValidator(_no_option), text_schema("^[^-]")]
 
 
 class TargetOptions(Section):
@@ -111,7 +111,7 @@ class _WithVolume(_Mounting):
 class KarpenterTarget(_WithVolume):
     """A node class of Karpenter, in a cluster that `kubectl` reaches. It is written to directly."""
 
-    nodeclass: Their
+    nodeclass: ResourceName
     """The name of the EC2NodeClass (or of the AWSNodeTemplate, before v0.32)."""
     context: Annotated[str, text_schema()] = ""
     """kubectl's context. Default: its current one."""
@@ -173,7 +173,7 @@ class GitopsTarget(_WithVolume):
 class AsgTarget(_WithVolume):
     """An Auto Scaling group with a launch template."""
 
-    group: Their
+    group: ResourceName
     """The group's name."""
     healthy: Annotated[int, Field(ge=0, le=100)] = 90
     """The percentage of the group that the instance refresh keeps healthy."""
@@ -197,9 +197,9 @@ class AsgTarget(_WithVolume):
 class NodegroupTarget(_WithVolume):
     """A managed node group of EKS with a launch template of its own."""
 
-    cluster: Their
+    cluster: ResourceName
     """The cluster's name."""
-    group: Their
+    group: ResourceName
     """The node group's name."""
     force: bool = False
     """Replace nodes even if a disruption budget forbids it, once EKS has waited."""

@@ -83,8 +83,9 @@ class Karpenter(Rollout):
     def write(self, change: Change) -> None:
         """Patch the node class, if it is still the one that was read, and promote the image that it points to.
 
-        Where the node class already follows the tag or parameter, what was before is written down first: so a run that
-        was killed in between knows the way back. Where it does not, the image is promoted first: so it finds one.
+        If the node class follows the tag or parameter already, write down what was before first, so that a run that is
+        killed in between knows the way back. If it does not follow it yet, move that first, so that Karpenter finds an
+        image.
         """
         selector = self._chosen()
         if selector is None or self.pointer is None:

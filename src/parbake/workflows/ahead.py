@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def spare_worker(bakefile: Bakefile, *, force: bool) -> Iterator[Spare | None]:
-    """Yield a worker that starts while the plan is made, where a volume will be written: none of its name is here yet.
+    """Yield a worker that starts while the plan is made, where a volume will be written.
 
-    The code of what comes after the plan loads meanwhile too.
+    That is so if no artefact of this name exists yet. The code of what comes after the plan loads meanwhile too.
     """
     here = not bakefile.traits.on_instance
     first = force or not any(bakefile.output.glob(f"{bakefile.name}-*"))

@@ -18,6 +18,7 @@ from parbake.aws import waiters
 from parbake.core.errors import AwsError, AwsLimit, AwsNotFound, Interrupted
 
 IN_FLIGHT: Final = 64
+# With the pauses between, half a minute (at most 53 s): AWS throttles for seconds, and what lasts longer is an error.
 _TRIES = 12
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 8.0  # seconds
 # Calls that were under way when AWS began to throttle count as one refusal.

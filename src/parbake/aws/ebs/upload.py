@@ -5,9 +5,9 @@ blocks holds it, and the whole is checked against the SHA-256 of all of them. Ha
 interpreter's lock, so that they overlap with each other and with the network.
 A pending snapshot cannot be read (EBS user guide, FAQ), so what it has already is noted: the journal names the snapshot
 and the hash of each block that is there, and counts only while AWS says that it is pending; one that was just started
-EC2 may not know yet. A block that is written again replaces what was there (API reference, PutSnapshotBlock). Should a
-block come late of a machine that is not at work any more, the checksum of the whole is another one, and AWS fails the
-snapshot. One that is forgotten, AWS cancels an hour after the last block.
+EC2 may not know yet. A block that is written again replaces what was there (API reference, PutSnapshotBlock). If a
+machine that lost its claim still sends a block, the checksum of the whole no longer matches, and AWS fails the
+snapshot. AWS cancels a snapshot that nobody completes an hour after its last block.
 """
 
 from __future__ import annotations
