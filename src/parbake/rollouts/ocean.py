@@ -33,6 +33,7 @@ from parbake.rollouts.protocol import (
 API = "https://api.spotinst.io"
 _SECONDS = 30.0
 _ACTIVE, _BROKEN = {"STARTING", "IN_PROGRESS", "PENDING"}, {"FAILED", "STOPPED"}
+_BRINGS = f"{OWNER}: "
 _PREVIOUS, _LEFT, _OWED = f"{OWNER}:previous", f"{OWNER}:left", f"{OWNER}:owed-roll"
 
 
@@ -132,7 +133,7 @@ class Ocean(Rollout):
             "batchSizePercentage": self.target.batch,
             "batchMinHealthyPercentage": self.target.healthy,
             "respectPdb": self.target.respect_pdb,
-            "comment": f"{OWNER}: {','.join(change.before.images)} -> {','.join(change.after.images)}"[:255],
+            "comment": f"{_BRINGS}{','.join(change.after.images)} instead of {','.join(change.before.images)}"[:255],
         }
         if self.target.groups:
             roll["launchSpecIds"] = list(self.target.groups)
@@ -175,7 +176,7 @@ class Ocean(Rollout):
     def _owed(self, now: Mapping[str, Any]) -> str:
         """Say why a roll is owed though all images are put, or nothing; a roll's comment names what it brings."""
         roll = self._roll() or {}
-        brings = str(roll.get("comment") or "").rpartition(" -> ")[2].split(",")
+        brings = str(roll.get("comment") or "").removeprefix(_BRINGS).partition(" ")[0].split(",")
         holds = {str(each.get("imageId") or "") for each in now.values()} - {""}
         if holds and holds.issubset(brings) and roll.get("status") in _BROKEN:
             return f"its last roll is {roll['status']}"

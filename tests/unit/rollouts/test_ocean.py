@@ -150,3 +150,16 @@ def test_bad_input(
     code, error = parbake(capsys, "rollout", FIRST.key)
     assert (code, error["error"]) == (1, "EnvironmentProblem")
     assert spot.rolls == []
+
+
+def test_a_failed_roll_of_many_groups_is_rolled_again(
+    spot: Spot, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a roll brings stands in its comment, of 255 characters, however many images there were before."""
+    names = [f"ols-{number}" for number in range(12)]
+    spot.specifications.update({name: {"imageId": f"ami-{name:0>17}", "tags": []} for name in names})
+    project(tmp_path, [{"ocean": {"cluster": "o-1", "groups": names}}], FIRST)
+    spot.fails = True
+    assert parbake(capsys, "rollout", FIRST.key, *QUICK)[0] == 1
+    code, done = parbake(capsys, "rollout", FIRST.key, *QUICK)
+    assert (code, done["changed"], len(spot.rolls)) == (0, True, 2)
