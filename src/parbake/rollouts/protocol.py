@@ -21,7 +21,7 @@ def _as_set(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(sorted({each for each in names if each}))
 
 
-Names = Annotated[tuple[str, ...], AfterValidator(_as_set)]
+NameSet = Annotated[tuple[str, ...], AfterValidator(_as_set)]
 """Ids or names of one kind, as a set: each once and sorted, so that the same ones are equal in whatever order."""
 
 
@@ -31,10 +31,10 @@ class Identity(Frozen):
     They are several where a node class takes a machine image for each architecture, or an image and a volume together.
     """
 
-    images: Names = ()
+    images: NameSet = ()
     snapshot: str = ""
-    artefacts: Names = ()
-    keys: Names = ()
+    artefacts: NameSet = ()
+    keys: NameSet = ()
 
     @property
     def image(self) -> str:
@@ -97,7 +97,7 @@ class Offer(Identity):
     """
 
     region: str = ""
-    architectures: Names
+    architectures: NameSet
     image_size: int = 0
     snapshot_size: int = 0
     encrypted: bool = False
