@@ -1,7 +1,7 @@
 """Find the AMI to bake onto: by id, by name filter (newest wins), or by an SSM public parameter.
 
 Sources: EC2 API, DescribeImages; the names of EKS's, Bottlerocket's and Canonical's public parameters are in
-``model.AmiSource``.
+``bases.AmiSource``.
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ import difflib
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from parbake.aws.clients import Client, client
 from parbake.aws.tags import as_dict, as_list
 from parbake.aws.waiters import UNKNOWN_SECONDS, Observation, wait
 from parbake.core.errors import AwsNotFound, BadBase, DeadlineExceeded
 from parbake.core.events import Events
-from parbake.core.model import GIB, AmiSource, Platform
+from parbake.core.model import GIB, Platform
+
+if TYPE_CHECKING:
+    from parbake.bakefile.bases import AmiSource
 
 # EC2's names of architectures.
 _ARCHITECTURES = {"amd64": "x86_64", "arm64": "arm64"}

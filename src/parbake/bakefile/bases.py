@@ -9,12 +9,59 @@ from pydantic import field_validator as check
 
 from parbake.bakefile.sections import Section, Via
 from parbake.bakefile.values import File, Package, Scalar, close, matching, text_schema, wrong
-from parbake.core.model import AmiSource, Frozen
+from parbake.core.model import Frozen, Platform
 
 _EKS = ("al2023", "al2", "bottlerocket", "ubuntu")
 _LAST_AL2 = 32  # EKS publishes no Amazon Linux 2 AMI for Kubernetes after 1.32
 _WAYS = ("debian", "file", "ami", "ami_filter", "ssm", "eks")
 _NEEDS_EKS = "it needs eks"
+
+
+class AmiSource(Frozen):
+    """Which AMI to bake onto: exactly one of ``id``, ``name`` (a filter with wildcards), ``ssm``, ``eks``.
+
+    ``owner`` (an account, ``amazon``, ``self``) and ``architecture`` (EC2's word) narrow it; the others are ``eks``'s.
+    """
+
+    id: str = ""
+    name: str = ""
+    owner: str = ""
+    architecture: str = ""
+    ssm: str = ""
+    eks: Literal["", "al2023", "al2", "bottlerocket", "ubuntu"] = ""
+    kubernetes: str = ""
+    gpu: Literal["", "nvidia", "neuron"] = ""
+
+    @property
+    def is_bottlerocket(self) -> bool:
+        """Whether it says so by itself that it is Bottlerocket's: an id and a parameter of the user's do not."""
+        return self.eks == "bottlerocket" or self.name.startswith("bottlerocket") or "/bottlerocket/" in self.ssm
+
+    def parameter(self, platform: Platform) -> str:
+        """Return the name of the SSM public parameter that holds the id of the AMI for a platform.
+
+        Sources: Amazon EKS user guide, "Retrieve recommended Amazon Linux AMI IDs" and "… Bottlerocket AMI IDs";
+        Canonical, "Find Ubuntu images on AWS".
+        """
+        arm, version = platform.architecture == "arm64", self.kubernetes
+        machine = "arm64" if arm else "x86_64"
+        match self.eks:
+            case "al2023":
+                kind = self.gpu or "standard"
+                folder = f"/aws/service/eks/optimized-ami/{version}/amazon-linux-2023/{machine}/{kind}"
+                return f"{folder}/recommended/image_id"
+            case "al2":
+                suffix = "-gpu" if self.gpu else "-arm64" if arm else ""
+                return f"/aws/service/eks/optimized-ami/{version}/amazon-linux-2{suffix}/recommended/image_id"
+            case "bottlerocket":
+                variant = f"aws-k8s-{version}" + (f"-{self.gpu}" if self.gpu else "")
+                return f"/aws/service/bottlerocket/{variant}/{machine}/latest/image_id"
+            case "ubuntu":
+                minor = int(version.partition(".")[2] or 0)
+                release, disk = ("24.04", "gp3") if minor > 30 else ("22.04" if minor > 28 else "20.04", "gp2")
+                folder = f"/aws/service/canonical/ubuntu/eks/{release}/{version}/stable/current"
+                return f"{folder}/{platform.architecture}/hvm/ebs-{disk}/ami-id"
+        return self.ssm
 
 
 class BaseChoice(Frozen):

@@ -9,8 +9,9 @@ import boto3
 import pytest
 
 from parbake import aws
+from parbake.bakefile.bases import AmiSource
 from parbake.core.errors import AwsNotFound, BadBase
-from parbake.core.model import AmiSource, Platform
+from parbake.core.model import Platform
 from tests.aws.conftest import REGION
 
 AMD64, ARM64 = Platform(architecture="amd64"), Platform(architecture="arm64")

@@ -20,6 +20,7 @@ from typing import Any, override
 from parbake import aws
 from parbake.aws.leftovers import LeftoverFilter, remove, terminate
 from parbake.bakefile import AwsSection
+from parbake.bakefile.bases import AmiSource
 from parbake.builders import Ingredients, Publication, RemoteBuilder
 from parbake.builders.ec2 import bottlerocket
 from parbake.builders.ec2.errors import SpotReclaimed
@@ -28,7 +29,7 @@ from parbake.builders.ec2.launch import DataVolume, Launcher, LaunchSpec
 from parbake.builders.ec2.volume import Volumes, data_device, refuse
 from parbake.builders.guest import Console, Mode, hosts, logs_in, user_data
 from parbake.core.errors import AwsError, BakeFailed, DeadlineExceeded, InputError, ParbakeError
-from parbake.core.model import GIB, AmiSource, Family, Plan, RegistryOptions, Verdict
+from parbake.core.model import GIB, Family, Plan, RegistryOptions, Verdict
 from parbake.core.timestamps import timestamp
 from parbake.verify import within
 

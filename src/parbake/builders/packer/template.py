@@ -9,8 +9,9 @@ from importlib import resources
 from typing import Any
 
 from parbake.bakefile import Bakefile
+from parbake.bakefile.bases import AmiSource
 from parbake.core.errors import InputError
-from parbake.core.model import GIB, AmiSource, Image
+from parbake.core.model import GIB, Image
 from parbake.core.reference import Reference
 
 _PLAIN_FILES = (
