@@ -382,7 +382,7 @@ def doctor(
     project = Project(file)
     checks = workflow.examine(output=project.output(refresh=False), cache=cache_folder(), shared=project.shared())
     if aws:
-        from parbake.workflows import account
+        from parbake.workflows.doctor import account
 
         checks += account.judge(account.gather(project.bakefile or project.need_bakefile()))
     return Result(artefacts.checks_json(checks), lambda: artefacts.checks_text(checks))

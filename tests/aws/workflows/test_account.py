@@ -11,8 +11,8 @@ import pytest
 
 from parbake.aws import clients
 from parbake.bakefile import Bakefile, load
-from parbake.workflows.account import AccountFacts, gather, judge
 from parbake.workflows.doctor import Check
+from parbake.workflows.doctor.account import AccountFacts, gather, judge
 from tests.aws.conftest import REGION
 from tests.fakes.aws.account import Account
 from tests.fakes.aws.boto_clients import raw

@@ -33,7 +33,7 @@ from parbake.rollouts import Change, Offer, Rollout, RolloutProgress, TargetStat
 from parbake.rollouts.choose import open_target
 from parbake.workflows.identity import opened
 from parbake.workflows.platforms import together
-from parbake.workflows.warm import Warming
+from parbake.workflows.rollout.warm import Warming
 
 _AGAIN = "`parbake verify` compares the artefact with its record, and writes the list anew where it fits"
 _STEADY = 2  # so often in a row a target must be seen to be done
