@@ -6,6 +6,7 @@ AWS throttles (botocore documentation, "Retries"). Whoever calls a client never 
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -160,8 +161,6 @@ def default_region() -> str:
 
     Raises AwsNoAccess when none says one.
     """
-    import os
-
     boto3 = _boto3()
     with translate("configuration", "read", ""):
         region: str | None = os.environ.get("AWS_REGION") or boto3.Session().region_name

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import Any, override
+from typing import override
 
 from parbake.builders import Builder, Disk, Ingredients
 from parbake.builders.guest import Console, user_data
@@ -20,6 +20,8 @@ from parbake.core.model import Plan
 from parbake.core.run import Deadline, need_root, sleep
 from parbake.machine import disk
 from parbake.machine.disk import formats
+from parbake.machine.vm import Machine, Seed, boots
+from parbake.machine.vm import console as serial
 
 HOST = "10.0.2.2"
 """Where a machine with QEMU's user-mode network finds this host's loopback."""
@@ -44,8 +46,6 @@ class QemuBuilder(Builder):
         Raises BakeFailed with the guest's own log, what a registry refused, ArtefactFull, MachineError, BadBase, and
         InputError for a platform without machines.
         """
-        from parbake.machine.vm import Machine, Seed, boots
-
         need_root("baking")
         if not boots(plan.platform):
             raise InputError(f"parbake cannot boot machines for {plan.platform}", hint="write `builder: local`")
@@ -74,10 +74,8 @@ class QemuBuilder(Builder):
         return Disk(in_format(raw, plan, ingredients))
 
 
-def _follow(machine: Any, console: Console, plan: Plan, ingredients: Ingredients, seconds: float) -> None:
+def _follow(machine: Machine, console: Console, plan: Plan, ingredients: Ingredients, seconds: float) -> None:
     """Follow the serial console to the power-off; raises BakeFailed, ArtefactFull."""
-    from parbake.machine.vm import console as serial
-
     deadline = Deadline(seconds, "the guest's bake")
     while machine.alive and deadline.left:
         for stage in console.read(serial.clean(serial.read(machine.console_log))):
