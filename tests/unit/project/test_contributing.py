@@ -38,6 +38,14 @@ def test_every_name_is_one_of_the_file_that_is_named_before_it() -> None:
         assert set(names) <= defined | {each.id for each in nodes if isinstance(each, ast.Name)}, path
 
 
+def test_every_stand_in_is_there() -> None:
+    folder = ROOT / "tests/fakes"
+    told = (folder / "README.md").read_text()
+    named = set(re.findall(r"`((?:aws/|kubernetes/)?[a-z_0-9]+\.py|[a-z]+/)`", told))
+    assert len(named) > 20
+    assert [each for each in named if not (folder / each).exists()] == []
+
+
 def test_every_target_of_make_is_there() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"\bmake ([a-z-]+)", TOLD):
