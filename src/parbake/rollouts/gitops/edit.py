@@ -24,12 +24,11 @@ _MOST_CHANGES = 2_000
 
 def read(text: str, document: int = 0, *, source: str = "the text") -> Any:
     """Return the data of one document of a text: dictionaries, lists and scalars; raises InputError."""
-    roots(text, source=source)  # tells what is wrong with its syntax
     parsed = parse(text)
+    if parsed.syntax_error or (parsed.problems and "{{" in text):
+        raise not_yaml(text, source)
     if parsed.problems:
         problem = parsed.problems[0]
-        if "{{" in text:
-            raise not_yaml(text, source)
         raise InputError(f"{source}, line {problem.line}: {problem.where}: {problem.message}")
     # A text without a document (comments alone) says nothing, as its author would read it.
     return _plain(parsed.documents[document].data) if document or parsed.documents else None
