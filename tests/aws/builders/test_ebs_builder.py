@@ -34,7 +34,7 @@ from parbake.core.model import EBS_BLOCK, GIB, MIB, Artefact, Base, Plan, Verdic
 from parbake.images.registry import Registry
 from parbake.machine import base
 from parbake.records import Record, read
-from parbake.workflows import disks, make
+from parbake.workflows.bake import disks, make
 from parbake.workflows.identity import acting
 from parbake.workflows.plan import BakeOptions, Session
 from tests.aws.aws.test_ebs import held, holds

@@ -26,8 +26,8 @@ from parbake.core.model import Plan, Startup
 from parbake.records import Record
 from parbake.records.store import leases
 from parbake.workflows import bake, clean
+from parbake.workflows.bake.sharing import make_and_share
 from parbake.workflows.plan import BakeOptions, BakeResult
-from parbake.workflows.sharing import make_and_share
 from tests.aws.aws.test_ebs import held
 from tests.aws.aws.test_ebs_crash import HOME, OTHER, left
 from tests.aws.builders.test_ebs_builder import (

@@ -123,6 +123,19 @@ def test_no_import_cycles_between_files() -> None:
         visit(name, ())
 
 
+def test_a_helper_of_one_command_lies_in_its_folder() -> None:
+    users: dict[str, set[str]] = {}
+    for path in _files():
+        unit = ".".join(_module(path).split(".")[1:3]) if _wing(path) == "workflows" else _wing(path)
+        for name in _imports(_tree(path)):
+            if name.startswith("parbake.workflows."):
+                users.setdefault(name.split(".")[2], set()).add(unit)
+    loose = {path.stem for path in (SOURCE / "workflows").glob("*.py")} - {"__init__"}
+    alone = {name: users.get(name, set()) - {f"workflows.{name}"} for name in loose}
+    wrong = {name: its for name, its in alone.items() if len(its) < 2 and not its & {"cli", "fleet"}}
+    assert not wrong, "move it into the folder of the command that it serves"
+
+
 RUN = "core/run.py"
 DOORS = {"subprocess": {RUN}, "os.system": set(), "os.popen": set(), "time.sleep": {RUN}}
 

@@ -189,7 +189,7 @@ def test_where_keys_are_trusted_what_is_unsigned_is_used_for_nothing(
         anew.append(arguments)
         sys.exit(3)
 
-    monkeypatch.setattr("parbake.workflows.make.make_artefact", make)
+    monkeypatch.setattr("parbake.workflows.bake.make.make_artefact", make)
     with pytest.raises(SystemExit) if command == "bake" else pytest.MonkeyPatch.context():
         assert run(shelf, {**USES, **DOES_NOT}[command]) == 3
     assert used == []
@@ -303,7 +303,7 @@ class TestStartups:
         records.write(shelf.output, shelf.record, shelf.signer)
         said = {"version": 1, "name": "node", "images": ["registry.example/a:1"], "trust": ["key.pub"]}
         Path("parbake.yaml").write_text(json.dumps({**said, "sign": {"key": "key.pem"}}))
-        monkeypatch.setattr("parbake.workflows.make.can_boot", lambda *_: True)
+        monkeypatch.setattr("parbake.workflows.bake.make.can_boot", lambda *_: True)
         [image] = shelf.record.plan.images
         for startup in (Startup(args=("serve",)), None):
             images = (image.model_copy(update={"startup": startup}),)

@@ -23,9 +23,9 @@ from parbake.records.store import need_conditional_writes, open_store, session_s
 from parbake.records.store.entries import entry_name
 from parbake.records.store.folder import FolderStore
 from parbake.workflows import prune
+from parbake.workflows.bake.sharing import make_and_share
 from parbake.workflows.plan import BakeResult, Session, existing
 from parbake.workflows.prune.decide import RetentionRules
-from parbake.workflows.sharing import make_and_share
 from tests.fakes.keys import key_pair
 from tests.fakes.plans import record
 from tests.fakes.shared_bakes import PASSED, Machine, content

@@ -23,7 +23,7 @@ from parbake.images.registry import Registry
 from parbake.machine import disk
 from parbake.records import folder as records_folder
 from parbake.records import held
-from parbake.workflows import ahead, disks, make
+from parbake.workflows.bake import ahead, disks, make
 from parbake.workflows.plan import BakeOptions, BakeResult, Session
 from parbake.workflows.verify import judge, verify_again
 from tests.fakes.plans import image, layer, plan, record
@@ -227,7 +227,7 @@ def test_what_certainly_does_not_fit_is_refused_before_any_work(tmp_path: Path) 
 
 def test_a_bake_loads_what_acts_only_when_something_is_left_to_do() -> None:
     acting = (
-        "parbake.workflows.make",
+        "parbake.workflows.bake.make",
         "parbake.builders",
         "parbake.machine",
         "parbake.verify",

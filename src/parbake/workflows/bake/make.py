@@ -25,9 +25,9 @@ from parbake.core.sources import Source
 from parbake.core.workspace import work_folder
 from parbake.records import Record
 from parbake.records.held import state
-from parbake.workflows import ancestry
-from parbake.workflows.describe import Clock, describe_disk, make_record
-from parbake.workflows.disks import build_disk, find_base, need_room
+from parbake.workflows.bake import ancestry
+from parbake.workflows.bake.describe import Clock, describe_disk, make_record
+from parbake.workflows.bake.disks import build_disk, find_base, need_room
 from parbake.workflows.plan import BakeOptions, BakeResult, Session
 from parbake.workflows.verify import boot, can_boot, examine, judge, work_on, write_verdict
 

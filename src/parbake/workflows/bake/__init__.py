@@ -3,8 +3,8 @@
 ``bake = plan -> (exists? stop) -> build the disk -> rehearse, lay out -> verify -> publish and record``
 
 Decide first, act later: ``parbake.workflows.plan`` only reads, up to the plan, and whether something is left to do is
-decided here; ``parbake.workflows.make`` acts, and loads only then. Acting converges: everything that is made has a name
-that follows from the content key, so a bake that was killed is finished by running it again.
+decided here; ``make`` beside it acts, and loads only then. Acting converges: everything that is made has a name that
+follows from the content key, so a bake that was killed is finished by running it again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from parbake.core.events import Events
 from parbake.core.plan import cautions
 from parbake.core.workspace import remove_leftovers
 from parbake.records import genuine
-from parbake.workflows.ahead import spare_worker
+from parbake.workflows.bake.ahead import spare_worker
+from parbake.workflows.bake.sharing import make_and_share, using
 from parbake.workflows.plan import (
     BakeOptions,
     BakeResult,
@@ -37,7 +38,6 @@ from parbake.workflows.plan import (
     open_session,
     resolve,
 )
-from parbake.workflows.sharing import make_and_share, using
 
 if TYPE_CHECKING:
     from parbake.bakefile import Bakefile
@@ -127,7 +127,7 @@ def ensure_artefact(
             access.give(output, records.everything(output / name), run.bakefile.readable_by)
             records.sweep(output)
         return earlier
-    from parbake.workflows import make  # with all that fills, boots and sends disks
+    from parbake.workflows.bake import make  # with all that fills, boots and sends disks
 
     records.sweep(output)
     held = claim() if remote or publisher else Alone()

@@ -35,5 +35,5 @@ def spare_worker(bakefile: Bakefile, *, force: bool) -> Iterator[Spare | None]:
 
 
 def _load_ahead() -> None:
-    for name in ("parbake.workflows.make", "parbake.builders.local"):
+    for name in ("parbake.workflows.bake.make", "parbake.builders.local"):
         import_module(name)
