@@ -68,6 +68,7 @@ class BootedHere(Verification):
                     self._stack.enter_context(netns.Lent(inside, port))
 
             machine.attach_network = lend
-            self.starter = Starter(host, node.cri, stretch=1.0, pause=pause, logs=str(daemon.folder / "logs"))
+            logs, places = str(daemon.folder / "logs"), str(daemon.folder / "places")
+            self.starter = Starter(host, node.cri, stretch=1.0, pause=pause, logs=logs, places=places)
             self._stack = stack.pop_all()
         return self

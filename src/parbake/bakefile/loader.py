@@ -30,10 +30,10 @@ BAKEFILE = Format(
     not_text=frozenset({
         "version", "keep_layers", "also_by_digest", "plain_http", "create", "scan_on_push", "immutable_tags", "tcp",
         "port", "credits", "iops", "throughput", "encrypted", "initialization_rate", "hydrate", "mount", "healthy",
-        "batch", "auto_rollback", "force", "respect_pdb", "keep", "keep_store",
+        "batch", "auto_rollback", "force", "respect_pdb", "keep", "keep_store", "read_only",
     }),
     numbers=frozenset({"checkpoints"}),
-    of_the_user=frozenset({"env", "args", "tags"}),
+    of_the_user=frozenset({"env", "args", "tags", "files"}),
     missing={
         "version": "write version: 1",
         "images": "list what to bake",

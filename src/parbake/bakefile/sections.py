@@ -14,11 +14,14 @@ from pydantic import field_validator as check
 from pydantic_core import CoreSchema, core_schema
 
 from parbake.bakefile.values import (
+    ContainerKey,
+    ContainerPath,
     Duration,
     Expression,
     File,
     Folder,
     Mirror,
+    Mode,
     PathText,
     PlatformText,
     Port,
@@ -26,6 +29,7 @@ from parbake.bakefile.values import (
     Reading,
     ReferenceText,
     Scalar,
+    User,
     Variables,
     Words,
     close,
@@ -34,7 +38,9 @@ from parbake.bakefile.values import (
     wrong,
 )
 from parbake.core.model import (
+    KIB,
     Artefact,
+    ExecProbe,
     ExitProbe,
     Frozen,
     HttpProbe,
@@ -45,6 +51,7 @@ from parbake.core.model import (
     RegistryOptions,
     RunningProbe,
     Startup,
+    StartupFile,
     TcpProbe,
 )
 from parbake.core.reference import Reference
@@ -114,7 +121,7 @@ def _http(text: str) -> object:
     return {"port": int(port), "path": slash + path or "/"}
 
 
-_WAYS = ("exit", "running", "log", "tcp", "http", "mounted")
+_WAYS = ("exit", "running", "log", "tcp", "http", "exec", "mounted")
 
 
 class UpSection(Section):
@@ -136,6 +143,8 @@ class UpSection(Section):
         | None
     ) = None
     """Up when HTTP answers: ``8080/healthz`` or ``{port: 8080, path: /healthz}``."""
+    exec: Words | None = None
+    """Up when this command, run in the container again and again, ends with code 0, as a pod's `exec` probe."""
     running: Duration | None = None
     """Up when the main process has run for this long, or has ended with code 0 before."""
     mounted: Annotated[str, Field(pattern="^/")] | None = None
@@ -150,6 +159,10 @@ class UpSection(Section):
             given.append(TcpProbe(port=self.tcp))
         if self.http is not None:
             given.append(HttpProbe(port=self.http.port, path=self.http.path))
+        if self.exec is not None:
+            if not self.exec:
+                raise wrong("`exec` needs a command", "write exec: [PROGRAM, ARGUMENT]")
+            given.append(ExecProbe(command=self.exec))
         if self.running is not None:
             given.append(RunningProbe(seconds=self.running))
         if self.mounted is not None:
@@ -164,10 +177,32 @@ def _up(text: str) -> object:
     ways = {"exit": ExitProbe(), "running": RunningProbe(), "mounted": MountedProbe()}
     if text in ways:
         return ways[text]
-    if text in {"log", "tcp", "http"}:
-        needs = {"log": "REGEX", "tcp": "8080", "http": "8080/healthz"}[text]
+    if text in {"log", "tcp", "http", "exec"}:
+        needs = {"log": "REGEX", "tcp": "8080", "http": "8080/healthz", "exec": "[PROGRAM, ARGUMENT]"}[text]
         raise wrong(f"{text!r} needs a value", f"write {{{text}: {needs}}}")
     raise wrong(f"{text!r} is not a startup check", close(text, _WAYS))
+
+
+class FileSection(Section):
+    """A small file in the container."""
+
+    content: str
+    """What it holds: text. It is in the record, so put no secrets here."""
+    mode: Mode = "0644"
+    """Its permissions, octal; root owns it."""
+
+    def file(self) -> StartupFile:
+        """Return the model's noun."""
+        return StartupFile(content=self.content, mode=self.mode)
+
+
+def _content(text: str) -> object:
+    return {"content": text}
+
+
+MOST_FILES, MOST_IN_FILES = 16, 64 * KIB
+"""How many files an image is started with, and how many bytes they hold in all."""
+FileText = Annotated[StartupFile, Via(FileSection, FileSection.file, _content, {"type": "string"})]
 
 
 class StartupSection(Section):
@@ -178,20 +213,46 @@ class StartupSection(Section):
     args: Words = ()
     """Replaces the image's command, as a pod's `args` does; empty keeps the image's own."""
     env: Variables = Field(default_factory=dict)
-    """Environment variables on top of the image's own."""
+    """Environment variables on top of the image's own. They are in the record, so put no secrets here."""
+    user: User = ""
+    """Who runs it, as a pod's `runAsUser` and `runAsGroup`: `10001`, `10001:10001`, or a name of the image's own
+    /etc/passwd. Default: the image's."""
+    workdir: Annotated[str, Field(pattern="^/")] | None = None
+    """The folder it starts in, as a pod's `workingDir`. Default: the image's."""
+    read_only: bool = False
+    """Its root is read-only, as a pod's `readOnlyRootFilesystem`."""
+    writable: tuple[ContainerPath, ...] = ()
+    """Empty folders that it may write to, as a pod's `emptyDir`, such as [/tmp]."""
+    files: dict[ContainerKey, FileText] = Field(default_factory=dict)
+    """Small files that it finds, as of a pod's ConfigMap: a text for each path, or {content: TEXT, mode: "0644"}. At
+    most 16, with 64 KiB in all."""
     up: Annotated[Probe, Via(UpSection, UpSection.probe, _up, {"enum": ["exit", "running", "mounted"]})] = Field(
         default_factory=RunningProbe, json_schema_extra={"default": "running"}
     )
     """When it counts as up: `exit` (ended with code 0), `running` (ran for a second), `mounted` (a pod has it as an
-    image volume), or a log line, a port, HTTP."""
+    image volume), or a log line, a port, HTTP, a command in it."""
     timeout: Duration = Field(default=120.0, json_schema_extra={"default": "120s"})
     """How long it may take with hardware virtualisation; in emulation, correspondingly longer."""
 
+    @check("files")
+    @classmethod
+    def _are_small(cls, value: dict[str, StartupFile]) -> dict[str, StartupFile]:
+        size = sum(len(file.content.encode()) for file in value.values())
+        if len(value) > MOST_FILES or size > MOST_IN_FILES:
+            raise wrong(
+                f"{len(value)} files of {size} bytes: at most {MOST_FILES} of {MOST_IN_FILES} bytes in all",
+                "keep those that it needs to start",
+            )
+        return value
+
     def startup(self) -> Startup:
-        """Return the model's noun; raises for a command of what is only mounted."""
-        if self.up.kind == "mounted" and (self.command or self.args or self.env):
-            raise wrong("an image that is only mounted runs nothing", "leave out command, args and env")
-        return Startup(command=self.command, args=self.args, env=self.env, up=self.up, timeout=self.timeout)
+        """Return the model's noun; raises for how to run what is only mounted."""
+        given = {key: getattr(self, key) for key in StartupSection.model_fields if getattr(self, key)}
+        if self.up.kind == "mounted" and (unused := given.keys() - {"up", "timeout"}):
+            raise wrong("an image that is only mounted runs nothing", f"leave out {', '.join(sorted(unused))}")
+        if both := sorted(self.files.keys() & set(self.writable)):
+            raise wrong(f"{both[0]} is a file and a writable folder", "remove it from one of the two")
+        return Startup(**given)
 
 
 def _containerfile(data: dict[str, Any]) -> Path:

@@ -49,6 +49,9 @@ NAME = r"[a-z0-9][a-z0-9.-]{0,62}"
 REGION = r"[a-z]{2,}(-[a-z]+)+-[0-9]"
 STORE_URL = r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_.=-]+)*/?"
 _ENVIRONMENT_NAME = r"[A-Za-z_][A-Za-z0-9_.-]*"
+_CONTAINER_PATH = r"(/[A-Za-z0-9_@%+=~.-]+)+"  # what no tool's list of mounts reads as more than a path
+_KERNELS = {"proc", "sys", "dev"}
+_USER = r"([0-9]{1,10}|[A-Za-z_][A-Za-z0-9_.-]{0,31})(:[0-9]{1,10})?"
 _PACKAGE = r"[a-z0-9][a-z0-9+.-]+"  # Debian policy 5.6.1
 
 
@@ -315,6 +318,17 @@ def _variables(value: object) -> object:
     return value
 
 
+def _container_path(text: str) -> str:
+    """Check the path of something that is put into a container: it must stay below the container's root."""
+    parts = text.split("/")[1:]
+    if not re.fullmatch(_CONTAINER_PATH, text) or not {".", ".."}.isdisjoint(parts) or parts[0] in _KERNELS:
+        raise wrong(
+            f"{text!r} is not the path of something that can be put into a container",
+            "write such as /etc/app/app.yaml: no '..', no spaces, and not in /proc, /sys or /dev",
+        )
+    return text
+
+
 def _days(least: int) -> Callable[[object], object]:
     def read(value: object) -> object:
         """Read a span of days: ``90d``."""
@@ -375,6 +389,18 @@ Variables = Annotated[
         Scalar,
     ],
     BeforeValidator(_variables),
+]
+ContainerKey = Annotated[str, AfterValidator(_container_path)]
+ContainerPath = Annotated[ContainerKey, text_schema(f"^{_CONTAINER_PATH}$", "/tmp")]
+Mode = Annotated[
+    str,
+    matching("0?[0-7]{3}", "a mode", 'octal, such as "0644"'),
+    text_schema("^0?[0-7]{3}$", "0644", type=["string", "integer"]),
+]
+User = Annotated[
+    str,
+    matching(f"({_USER})?", "a user", "a number or a name of the image's, with :GROUP (a number) if need be"),
+    text_schema(f"^({_USER})?$", "10001", "10001:10001", type=["string", "integer"]),
 ]
 PathText = Annotated[Path, BeforeValidator(_path), _PATH_SCHEMA]
 File = Annotated[Path, BeforeValidator(_path), AfterValidator(existing_file), _PATH_SCHEMA]

@@ -94,8 +94,8 @@ def user_data(
         data = gzip.compress(data, mtime=0)
     if len(data) > USER_DATA_LIMIT:
         raise InputError(
-            f"{len(plan.all_images)} images are more than fit into EC2 user data (16 KiB)",
-            hint="bake fewer images at once, or write `builder: ebs`, which needs no instance",
+            f"{len(plan.all_images)} images, with their `startup`, are more than fit into EC2 user data (16 KiB)",
+            hint="bake fewer images at once, or with less in `startup.files`; or write `builder: ebs`: no instance",
         )
     return data
 

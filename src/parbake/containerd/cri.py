@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from parbake.containerd.errors import NotFound, Unavailable
 from parbake.containerd.proto import cri_pb2 as pb
@@ -78,6 +78,15 @@ class Pod:
 
     id: str
     config: pb.PodSandboxConfig
+
+
+@dataclass(frozen=True, slots=True)
+class HostMount:
+    """A file or folder of the machine that a container has at ``place``, for good or only to read."""
+
+    host: Path | str
+    place: str
+    read_only: bool = False
 
 
 class Cri:
@@ -229,14 +238,19 @@ class Cri:
         args: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         working_dir: str = "",
+        user: str = "",
+        read_only: bool = False,
+        mounts: Sequence[HostMount] = (),
         image_volumes: Mapping[str, str] | None = None,
         log_path: str = "",
         timeout: float = 120.0,
     ) -> str:
         """Make a container in a pod and return its id.
 
-        ``command`` replaces the image's entrypoint and ``args`` its command; ``image_volumes`` are images to mount,
-        read-only, by the place in the container (``has_image_volumes``); ``log_path`` is below the pod's log directory.
+        ``command`` replaces the image's entrypoint and ``args`` its command. ``user`` is an id or a name, with
+        ``:GROUP`` (an id) or without; the runtime looks names up in the image. ``read_only`` is the container's root.
+        ``image_volumes`` are images to mount, read-only, by the place in the container (``has_image_volumes``);
+        ``log_path`` is below the pod's log directory.
         The images must be there already: nothing is pulled.
         """
         volumes = (image_volumes or {}).items()
@@ -249,13 +263,15 @@ class Cri:
             working_dir=working_dir,
             envs=[pb.KeyValue(key=key, value=value.encode()) for key, value in (env or {}).items()],
             mounts=[
-                pb.Mount(container_path=place, readonly=True, image=pb.ImageSpec(image=volume))
-                for place, volume in volumes
+                *(pb.Mount(container_path=at, readonly=True, image=pb.ImageSpec(image=each)) for at, each in volumes),
+                *map(self._mount, mounts),
             ],
             log_path=log_path,
             linux=pb.LinuxContainerConfig(
                 security_context=pb.LinuxContainerSecurityContext(
                     namespace_options=options,
+                    readonly_rootfs=read_only,
+                    **_who(user),
                     seccomp=self._seccomp,
                     no_new_privs=self._confined,
                     masked_paths=_MASKED,
@@ -266,6 +282,11 @@ class Cri:
         request = pb.CreateContainerRequest(pod_sandbox_id=pod.id, config=config, sandbox_config=pod.config)
         reply = self._runtime("CreateContainer", request, pb.CreateContainerResponse, timeout=timeout, subject=image)
         return reply.container_id
+
+    def _mount(self, mount: HostMount) -> pb.Mount:
+        """Return a mount as containerd calls it; a system with SELinux lets the container at it."""
+        host = self._connection.theirs(mount.host)
+        return pb.Mount(container_path=mount.place, host_path=host, readonly=mount.read_only, selinux_relabel=True)
 
     def start_container(self, container_id: str, *, timeout: float = 120.0) -> None:
         """Start a container; returns when its process has been started."""
@@ -289,6 +310,13 @@ class Cri:
             log_path=self._connection.ours(status.log_path),
         )
 
+    def exec_sync(self, container_id: str, command: Sequence[str], *, timeout: int) -> int:
+        """Run a program in a container, for up to ``timeout`` seconds, and return the code that it ends with."""
+        request = pb.ExecSyncRequest(container_id=container_id, cmd=command, timeout=timeout)
+        patience = timeout + 30.0
+        reply = self._runtime("ExecSync", request, pb.ExecSyncResponse, timeout=patience, subject=container_id)
+        return reply.exit_code
+
     def remove_container(self, container_id: str) -> None:
         """Kill and remove a container; missing is fine."""
         request = pb.RemoveContainerRequest(container_id=container_id)
@@ -304,6 +332,17 @@ class Cri:
         self, method: str, request: Message, reply: type[Reply], *, timeout: float = 30.0, subject: str = ""
     ) -> Reply:
         return self._connection.unary(f"{_IMAGE}/{method}", request, reply, timeout=timeout, subject=subject)
+
+
+def _who(user: str) -> dict[str, Any]:
+    """Return who runs a container, in the CRI's fields; nothing leaves that to the image."""
+    name, _, group = user.partition(":")
+    if not name:
+        return {}
+    found: dict[str, Any] = {"run_as_username": name}
+    if name.isdecimal():
+        found = {"run_as_user": pb.Int64Value(value=int(name))}
+    return found | ({"run_as_group": pb.Int64Value(value=int(group))} if group else {})
 
 
 def has_image_volumes(version: str) -> bool:

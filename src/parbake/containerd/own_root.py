@@ -18,6 +18,8 @@ STORE: Final = Path("/store")
 """Where the store is there: short, since the options of an overlay of many layers fill a page."""
 OWN: Final = Path("/run/containerd/parbake")
 """Where the daemon's folder is there: below the path that containerd compiles in for the sockets of shims."""
+PLACES: Final = "places"
+"""A folder of the daemon's for what is mounted into containers; a mount itself, where that is made before."""
 # What programs and their libraries lie in; links to /usr on most systems.
 _PROGRAMS: Final = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _DEVICES: Final = {"null": 3, "zero": 5, "full": 7, "random": 8, "urandom": 9}  # minor numbers of major 1 (mem(4))
@@ -47,6 +49,8 @@ def build(at: Path, store: Path, folder: Path, programs: Iterable[Path], *, pods
         (at / "dev" / name).chmod(0o666)
     mounts.bind(store, at / STORE.relative_to("/"), "nodev", "nosuid", "nosymfollow")
     mounts.bind(folder, at / OWN.relative_to("/"), "nodev", "nosuid")
+    if (folder / PLACES).is_dir():
+        mounts.bind(folder / PLACES, at / OWN.relative_to("/") / PLACES, "nodev", "nosuid")
     if not pods:
         mounts.bind(Path("/proc"), at / "proc")  # umount(8) reads it
     else:

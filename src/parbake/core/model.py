@@ -162,20 +162,41 @@ class MountedProbe(Frozen):
     path: str = "/"
 
 
-_Probe = ExitProbe | LogProbe | TcpProbe | HttpProbe | RunningProbe | MountedProbe
+class ExecProbe(Frozen):
+    """Up when a program that is run in the container, again and again, ends with code 0."""
+
+    kind: Literal["exec"] = "exec"
+    command: tuple[str, ...] = Field(min_length=1)
+
+
+_Probe = ExitProbe | LogProbe | TcpProbe | HttpProbe | RunningProbe | MountedProbe | ExecProbe
 Probe = Annotated[_Probe, Field(discriminator="kind")]
+
+
+class StartupFile(Frozen):
+    """A small file of text that a container finds at a path; ``mode`` is octal, and root owns it."""
+
+    content: str
+    mode: str = "0644"
 
 
 class Startup(Frozen):
     """How to start an image for rehearsal and verification, and how to know that it is up.
 
     ``command`` replaces the image's entrypoint and ``args`` its command, as in a pod; empty keeps the image's own.
+    ``user`` (``ID[:GROUP]``, or a name that the runtime looks up in the image) and ``workdir`` likewise. Where the root
+    is ``read_only``, it may write to ``writable``, empty folders as a pod's emptyDir; ``files`` lie at their paths.
     ``timeout`` is in seconds on a machine with hardware virtualisation; emulation stretches it.
     """
 
     command: tuple[str, ...] = ()
     args: tuple[str, ...] = ()
     env: dict[str, str] = Field(default_factory=dict)
+    user: str = ""
+    workdir: str = ""
+    read_only: bool = False
+    writable: tuple[str, ...] = ()
+    files: dict[str, StartupFile] = Field(default_factory=dict)
     up: Probe = Field(default_factory=RunningProbe)
     timeout: float = Field(default=120.0, gt=0)
 

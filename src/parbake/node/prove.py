@@ -23,8 +23,10 @@ from pathlib import Path
 
 SOCKET = os.environ.get("PARBAKE_SOCKET", "/run/containerd/containerd.sock")
 LOGS = os.environ.get("PARBAKE_LOGS", "/run/parbake/logs")
+PLACES = os.environ.get("PARBAKE_PLACES", "/var/lib/parbake-start")  # on a disk: /run is memory
 PARENT = os.environ.get("PARBAKE_CGROUP", "")
 CALL_LIMIT = 300.0  # seconds for one answer of the runtime
+EXEC_LIMIT = 5  # seconds for a program that a probe runs
 OUTPUT = 1000  # characters: what is said goes over a serial line
 DATA, HEADERS, RESET, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7
 END_STREAM, END_HEADERS, PADDED, PRIORITY = 1, 4, 8, 32
@@ -212,7 +214,8 @@ def call(method, request, timeout=CALL_LIMIT):
     return unpack(answer[5:])
 
 
-# -- runtimes: found(name) -> (image's id, pinned), sandbox(), start(name, how), status() -> state, log(), end()
+# -- runtimes: found(name) -> (image's id, pinned), sandbox(), start(name, how), status() -> state, log(), end(),
+# runs(command) -> whether it ends with code 0 in the container
 
 
 def program(*argv):
@@ -222,6 +225,22 @@ def program(*argv):
     if done.returncode:
         raise Refused(words.strip()[-OUTPUT:])
     return words
+
+
+def placed(how):
+    """Make the folders and files that an image is started with; return them with their places in it, and "ro"."""
+    folder, mounts = Path(PLACES, os.urandom(8).hex()), []
+    for path in [*how["writable"], *how["files"]]:
+        there = folder / str(len(mounts))
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        file = how["files"].get(path) if path not in how["writable"] else None
+        if file:
+            there.write_text(file["content"])
+        else:
+            there.mkdir()
+        there.chmod(int(file["mode"], 8) if file else 0o777)
+        mounts.append((str(there), path, bool(file)))
+    return mounts
 
 
 class Containerd:
@@ -274,6 +293,7 @@ class Containerd:
         if how["up"]["kind"] == "mounted":  # a pod's volume, in a container of the pause image
             self.place = "/image-" + os.urandom(8).hex()
             image, mounts = self.pause, [pack((1, self.place), (3, 1), (9, pack((1, name))))]
+        mounts += [pack((1, path), (2, place), (3, int(fixed)), (4, 1)) for place, path, fixed in placed(how)]
         self.count += 1
         self.folder = f"{LOGS}/{self.count}"
         Path(self.folder).mkdir(parents=True)
@@ -286,9 +306,13 @@ class Containerd:
         self.pod = text(call("RuntimeService/RunPodSandbox", pack((1, pod))), 1)
         took = round(time.monotonic() - asked, 3)
         env = [pack((1, key), (2, value)) for key, value in how["env"].items()]
+        user, _, group = how["user"].partition(":")
+        wrapped = [pack((1, int(number))) if number.isdigit() else b"" for number in (user, group)]
+        who = ((5, [wrapped[0]]),) if user.isdigit() else ((6, user),)
+        who += ((7, int(how["read_only"])), (12, [wrapped[1]] if group else []))
         config = pack(
-            (1, pack((1, "main"))), (2, pack((1, image))), (3, list(how["command"])), (4, list(how["args"])), (6, env),
-            (7, mounts), (11, "log"), (15, pack((2, pack((3, options))))),
+            (1, pack((1, "main"))), (2, pack((1, image))), (3, list(how["command"])), (4, list(how["args"])),
+            (5, how["workdir"]), (6, env), (7, mounts), (11, "log"), (15, pack((2, pack((3, options), *who)))),
         )  # fmt: skip
         began = time.time()
         self.container = text(call("RuntimeService/CreateContainer", pack((1, self.pod), (2, config), (3, pod))), 1)
@@ -302,6 +326,13 @@ class Containerd:
         code = code - (1 << 64) if code >> 63 else code
         why = ": ".join(filter(None, (text(fields, 10), text(fields, 11))))
         return state, started / 1e9, finished / 1e9, code, "" if why == "Completed" else why
+
+    def runs(self, command):
+        """Whether a program ends with code 0 in the container; what cannot be run does not."""
+        with suppress(Refused):
+            request = pack((1, self.container), (2, list(command)), (3, EXEC_LIMIT))
+            return not call("RuntimeService/ExecSync", request).get(3, [0])[-1]
+        return False
 
     def holds(self, path):
         """Whether the image is mounted read-only, and holds a path; raises Refused with what is wrong."""
@@ -359,6 +390,11 @@ class Docker:
         command, argv = list(how["command"]), ["docker", "run", "--detach", "--pull", "never", "--network", "host"]
         for key, value in how["env"].items():
             argv += ["--env", f"{key}={value}"]
+        for place, path, fixed in placed(how):
+            argv += ["--volume", "{}:{}{}".format(place, path, ":ro" if fixed else "")]
+        argv += ["--user", how["user"]] if how["user"] else []
+        argv += ["--workdir", how["workdir"]] if how["workdir"] else []
+        argv += ["--read-only"] if how["read_only"] else []
         argv += ["--entrypoint", command[0]] if command else []
         began = time.time()
         self.container = program(*argv, name, *command[1:], *how["args"]).split()[-1]
@@ -369,6 +405,11 @@ class Docker:
         form = "{{.State.Running}} {{.State.StartedAt}} {{.State.FinishedAt}} {{.State.ExitCode}}"
         running, started, finished, code = program("docker", "inspect", "--format", form, self.container).split()
         return 1 if running == "true" else 2, seconds(started), seconds(finished), int(code), ""
+
+    def runs(self, command):
+        """Whether a program ends with code 0 in the container; what cannot be run does not."""
+        argv = ["timeout", str(EXEC_LIMIT), "docker", "exec", self.container, *command]
+        return not subprocess.run(argv, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode
 
     def log(self):
         """Return lines as pairs of a time and a text."""
@@ -420,7 +461,8 @@ def up_since(up, status, now, runtime):
         return started if runtime.holds(up["path"]) and state == 1 else None
     if up["kind"] == "log":
         return next((moment for moment, words in runtime.log() if re.search(up["pattern"], words)), None)
-    return time.time() if answers(up) else None
+    is_up = state == 1 and runtime.runs(up["command"]) if up["kind"] == "exec" else answers(up)
+    return time.time() if is_up else None
 
 
 def run(runtime, name, how, proof):

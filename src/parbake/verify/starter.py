@@ -6,23 +6,39 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
+from math import ceil
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
-from parbake.containerd.cri import ContainerStatus, Pod, log_text
+from parbake.containerd.cri import ContainerStatus, HostMount, Pod, log_text
 from parbake.core.errors import ContainerdError, DeadlineExceeded, DiskFull, ParbakeError
-from parbake.core.model import ExitProbe, HttpProbe, LogProbe, MountedProbe, Probe, RunningProbe, Startup, TcpProbe
+from parbake.core.model import (
+    ExecProbe,
+    ExitProbe,
+    HttpProbe,
+    LogProbe,
+    MountedProbe,
+    Probe,
+    RunningProbe,
+    Startup,
+    TcpProbe,
+)
 from parbake.core.run import Deadline
 from parbake.verify import mounted
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from parbake.containerd import Cri
     from parbake.machine.vm import Clock, Waited
 
 # Below the runtime's own folder: where SELinux confines it, a new folder there has a label that lets it write.
 LOGS = "/run/containerd/parbake-logs"
+# On a disk, as a kubelet's emptyDir: /run is memory that the runtime itself needs.
+PLACES = "/var/lib/parbake-start"
+_PUT = 'umask 022; mkdir -p "${1%/*}" && cat >"$1" && chmod "$2" "$1"'
+_EXEC_LIMIT = 5.0  # seconds with hardware virtualisation, for a program that a probe runs
 _POLL = 0.1  # seconds between looks from the host; times come from the guest and do not suffer from it
 _GUEST_WAIT = 1.0  # seconds that a wait for a port lasts in the guest before we look whether the container still lives
 _LOG_PART = 64 << 10  # bytes
@@ -77,17 +93,20 @@ def describe(probe: Probe) -> str:
     """Return what a probe waits for, in words that follow "waiting until". Pure."""
     match probe:
         case ExitProbe():
-            return "the main process ends with code 0"
+            words = "the main process ends with code 0"
         case LogProbe():
-            return f"a line of its output matches {probe.pattern!r}"
+            words = f"a line of its output matches {probe.pattern!r}"
         case TcpProbe():
-            return f"something accepts connections on port {probe.port}"
+            words = f"something accepts connections on port {probe.port}"
         case HttpProbe():
-            return f"GET http://127.0.0.1:{probe.port}{probe.path} answers with 200 to 399"
+            words = f"GET http://127.0.0.1:{probe.port}{probe.path} answers with 200 to 399"
         case RunningProbe():
-            return f"the main process has run for {probe.seconds:g} s"
+            words = f"the main process has run for {probe.seconds:g} s"
+        case ExecProbe():
+            words = f"`{' '.join(probe.command)}` in it ends with code 0"
         case MountedProbe():
-            return f"a pod has it as a volume, with {probe.path}"
+            words = f"a pod has it as a volume, with {probe.path}"
+    return words
 
 
 class Log:
@@ -126,12 +145,16 @@ class _Failed(Exception):
 class Starter:
     """Starts images in one machine, one after the other.
 
-    ``stretch`` multiplies every time limit; ``logs`` is the folder there for what containers write; ``pause`` is the
-    image that pods are made from, which those that only mount an image run as well.
+    ``stretch`` multiplies every time limit; ``logs`` is the folder there for what containers write, ``places`` that for
+    what is mounted into them; ``pause`` is the image that pods are made from, which those that only mount an image run
+    as well.
     """
 
-    def __init__(self, guest: ContainerHost, cri: Cri, *, stretch: float, pause: str, logs: str = LOGS) -> None:
-        self._guest, self._cri, self._stretch, self._logs, self._pause = guest, cri, stretch, logs, pause
+    def __init__(
+        self, guest: ContainerHost, cri: Cri, *, stretch: float, pause: str, logs: str = LOGS, places: str = PLACES
+    ) -> None:
+        self._guest, self._cri, self._stretch, self._pause = guest, cri, stretch, pause
+        self._logs, self._places = logs, places
         self._count = 0
 
     def start(self, reference: str, startup: Startup) -> Started:
@@ -189,11 +212,15 @@ class Starter:
             command=startup.command,
             args=startup.args,
             env=startup.env,
+            working_dir=startup.workdir,
+            user=startup.user,
+            read_only=startup.read_only,
+            mounts=self._placed(startup),
             log_path="log",
             timeout=startup.timeout,
         )
         self._cri.start_container(container, timeout=startup.timeout)
-        watch = _Watch(self._guest, startup.up, log, self._stretch)
+        watch = _Watch(self._guest, startup.up, log, self._stretch, partial(self._ends_well, container))
         while True:
             looked = monotonic()
             now = self._guest.now().wall * _NANO  # before the state: what runs then has run until this moment
@@ -210,6 +237,25 @@ class Starter:
             # What listens is waited for in the guest, and at once again.
             pause = max(_POLL * self._stretch, cost)
             deadline.sleep(_POLL if isinstance(startup.up, TcpProbe | HttpProbe) else pause)
+
+    def _placed(self, startup: Startup) -> list[HostMount]:
+        """Make the folders and files that an image is started with; the runtime mounts them, below the image's root."""
+        mounts, folder = [], f"{self._places}/{self._count}"
+        for number, path in enumerate(startup.writable):
+            place = f"{folder}/folder{number}"
+            self._guest.check(["mkdir", "-p", "-m", "0777", place])
+            mounts.append(HostMount(place, path))
+        for number, (path, file) in enumerate(startup.files.items()):
+            place = f"{folder}/file{number}"
+            self._guest.check(["sh", "-c", _PUT, "sh", place, file.mode], stdin=file.content.encode())
+            mounts.append(HostMount(place, path, read_only=True))
+        return mounts
+
+    def _ends_well(self, container: str, command: Sequence[str]) -> bool:
+        """Whether a program that is run in a container ends with code 0, in time."""
+        with suppress(ContainerdError, DeadlineExceeded):
+            return self._cri.exec_sync(container, command, timeout=ceil(_EXEC_LIMIT * self._stretch)) == 0
+        return False
 
     def _mount(self, pod: Pod, reference: str, startup: Startup, path: str) -> tuple[float, str]:
         """Return when a pod had the image as a volume, in seconds since the epoch, and what it saw; raises _Failed."""
@@ -237,8 +283,15 @@ def _why(status: ContainerStatus) -> str:
 class _Watch:
     """Looks whether a container is up by its probe."""
 
-    def __init__(self, guest: ContainerHost, probe: Probe, log: str, stretch: float) -> None:
-        self._guest, self._probe, self._log, self._stretch = guest, probe, log, stretch
+    def __init__(
+        self,
+        guest: ContainerHost,
+        probe: Probe,
+        log: str,
+        stretch: float,
+        ends_well: Callable[[Sequence[str]], bool],
+    ) -> None:
+        self._guest, self._probe, self._log, self._stretch, self._ends_well = guest, probe, log, stretch, ends_well
         self._offset = 0
         self._lines = Log()
 
@@ -246,29 +299,24 @@ class _Watch:
         """Return since when it is up, None: not (yet). ``now`` is when the state was asked for; all since the epoch."""
         ended_well = status.state == "exited" and status.exit_code == 0
         match self._probe:
-            case ExitProbe():
-                return status.finished if ended_well else None
+            case ExitProbe() | RunningProbe() if ended_well:
+                return status.finished
             case RunningProbe(seconds=seconds):
                 # A slow machine also takes longer to notice an end.
                 is_steady = status.state == "running" and now >= status.started + seconds * self._stretch
-                since = status.started + seconds if is_steady else None
-                return status.finished if ended_well else since
+                return status.started + seconds if is_steady else None
             case LogProbe(pattern=pattern):
                 return self._matched(re.compile(pattern))
-            case TcpProbe(port=port):
-                return self._answered(self._guest.wait_tcp(port, self._patience(status)))
-            case HttpProbe(port=port, path=path):
-                return self._answered(self._guest.wait_http(port, path, self._patience(status)))
-            case MountedProbe():
-                return None  # nothing runs that could be watched
-
-    @staticmethod
-    def _patience(status: ContainerStatus) -> float:
-        return 0.0 if status.state == "exited" else _GUEST_WAIT
-
-    @staticmethod
-    def _answered(waited: Waited) -> float | None:
-        return waited.at.wall * _NANO if waited.up else None
+            case TcpProbe() | HttpProbe() as probe:
+                patience = 0.0 if status.state == "exited" else _GUEST_WAIT
+                if isinstance(probe, TcpProbe):
+                    waited = self._guest.wait_tcp(probe.port, patience)
+                else:
+                    waited = self._guest.wait_http(probe.port, probe.path, patience)
+                return waited.at.wall * _NANO if waited.up else None
+            case ExecProbe(command=command) if status.state == "running" and self._ends_well(command):
+                return self._guest.now().wall * _NANO
+        return None  # not yet; or nothing runs that could be watched
 
     def _matched(self, pattern: re.Pattern[str]) -> float | None:
         for _ in range(_LOG_PARTS):

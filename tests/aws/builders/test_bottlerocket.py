@@ -15,7 +15,7 @@ from parbake.builders import Ingredients, Publication
 from parbake.builders.ec2 import Ec2Builder, bottlerocket, launch
 from parbake.core.errors import ArtefactFull, AwsError, BakeFailed, DeadlineExceeded, InputError
 from parbake.core.events import Events
-from parbake.core.model import Artefact, ExitProbe, HttpProbe, MountedProbe, Plan, RegistryOptions, Startup
+from parbake.core.model import Artefact, ExitProbe, HttpProbe, MountedProbe, Plan, RegistryOptions, Startup, StartupFile
 from tests.aws.aws.test_throttled import said
 from tests.aws.conftest import REGION
 from tests.fakes.aws.bottlerocket import Rockets
@@ -98,17 +98,20 @@ def test_the_nodes_own_volume_becomes_a_snapshot_that_starts(cloud: Rockets, vol
 
 def test_an_image_is_started_as_its_startup_says(cloud: Rockets, volume: Plan) -> None:
     command, env = ("/bin/sh", "-c", "echo *; exit 0"), {"PATTERN": "/etc/*", "WORDS": "a  'b'"}
+    more = {"user": "7:8", "workdir": "/srv", "read_only": True, "writable": ("/tmp",)}
     made = baked(
         volume.model_copy(
             update={
                 "images": (
                     image(
-                        "registry.example/a:1", startup=Startup(command=command, args=("x y",), env=env, up=ExitProbe())
+                        "registry.example/a:1",
+                        startup=Startup(command=command, args=("x y",), env=env, up=ExitProbe(), **more),
                     ),
                     image("registry.example/b:1", startup=Startup(args=("serve",))),
                     image("registry.example/c:1", startup=Startup(command=("/serve", ""))),
                     image("registry.example/d:1", startup=Startup(env={"TEXT": "two\nlines"})),
                     image("registry.example/e:1", startup=Startup(up=MountedProbe(path="/weights"))),
+                    image("registry.example/f:1", startup=Startup(files={"/a": StartupFile(content="x")})),
                 )
             }
         )
@@ -116,7 +119,8 @@ def test_an_image_is_started_as_its_startup_says(cloud: Rockets, volume: Plan) -
     assert made.verdict
     assert made.verdict.passed, made.verdict
     _, verifier = cloud.nodes.values()
-    words = ["--env", "PATTERN=/etc/*", "--env", "WORDS=a  'b'", "registry.example/a:1"]
+    words = ["--env", "PATTERN=/etc/*", "--env", "WORDS=a  'b'", "--user", "7:8", "--cwd", "/srv", "--read-only"]
+    words += ["--mount", "type=tmpfs,src=tmpfs,dst=/tmp,options=mode=1777", "registry.example/a:1"]
     [*before, task, shell, flag, text, argument] = (verifier.fake / "started").read_text().splitlines()
     assert before == [f"<{word}>" for word in words]
     assert "parbake-" in task
@@ -126,6 +130,7 @@ def test_an_image_is_started_as_its_startup_says(cloud: Rockets, volume: Plan) -
         "its startup has arguments for the image's own entrypoint",
         "its startup has an empty argument",
         "its startup has an empty argument",
+        "its startup has files",
     ]
 
 

@@ -56,7 +56,7 @@ case "$1 $2" in
 "run --detach") [ -f "$FAKE/no-start" ] && { echo "ctr: exec format error" >&2; exit 1; }
     shift 3
     for word; do echo "<$word>"; done >>"$FAKE/started"
-    while [ "$1" = --env ]; do shift 2; done
+    while :; do case "$1" in --env | --user | --cwd | --mount) shift 2 ;; --read-only) shift ;; *) break ;; esac; done
     grep -q "^$1 " "$FAKE/images" || { echo "ctr: image \\"$1\\": not found" >&2; exit 1; }
     echo "$2" >"$FAKE/task" ;;
 "tasks ls") echo "TASK PID STATUS"

@@ -23,8 +23,9 @@ from parbake.core.plan import make_plan
 from parbake.core.reference import Reference
 from parbake.images.registry import Registry, open_source
 from parbake.verify import within
+from tests.fakes import started_as
 from tests.fakes.containerd_support import traces_of
-from tests.fakes.every_layer_feature import busybox_layer
+from tests.fakes.every_layer_feature import busybox_layer, file
 from tests.fakes.guests import SHELLS, Node
 from tests.fakes.images import image, index, push
 from tests.fakes.newer import FOLDER, NEWER, program_of
@@ -32,6 +33,8 @@ from tests.fakes.registry import DockerRegistry, certificates
 
 pytestmark = pytest.mark.root
 
+SAYING = {b"etc/passwd": started_as.PASSWD}
+NOBODY = started_as.HOW.model_copy(update={"user": "games"})  # a user of this machine
 USER, WORD = "ann", "correct-horse-battery-staple"
 SAYS = ("/bin/busybox", "sh", "-c", "echo $WORD is ready; exec /bin/busybox sleep 1000")
 # What systemd does for it: starts what the unit says, with the file in /run that comes on top.
@@ -100,7 +103,8 @@ class Docker:
     def prove(self, subject: dict[str, Any], **more: Any) -> dict[str, Any]:
         path = self.home / "subjects"
         path.write_text(json.dumps([{**subject, **more}]))
-        said = self.run(sys.executable, "-SE", str(nodefiles.node_file("prove.py")), "docker", str(path))
+        program = [sys.executable, "-SE", str(nodefiles.node_file("prove.py")), "docker", str(path)]
+        said = self.run(*program, PARBAKE_PLACES=str(self.home / "places"))
         proof: dict[str, Any] = json.loads(said.splitlines()[-1].partition(" ")[2])
         return proof
 
@@ -121,9 +125,8 @@ def test_what_a_login_of_this_host_pulls_starts_without_a_registry(
     monkeypatch.setenv("PARBAKE_PASSWORD", WORD)
     config = {"Entrypoint": SAYS, "Env": ["WORD=app"]}
     with DockerRegistry(tmp_path / "registry", tls=certificates(tmp_path / "tls"), users={USER: WORD}) as store:
-        built = index(
-            image(busybox_layer(), config=config), image(busybox_layer(), platform="linux/arm64", config=config)
-        )
+        layer = busybox_layer(*(file(name, data) for name, data in SAYING.items()))
+        built = index(image(layer, config=config), image(layer, platform="linux/arm64", config=config))
         push(store.url, "team/app", built, "1", user=(USER, WORD), ca=store.ca)
         options = {store.host: RegistryOptions(ca=store.ca, credentials="environment")}
         with Registry(options) as registry:
@@ -160,6 +163,19 @@ def test_what_a_login_of_this_host_pulls_starts_without_a_registry(
         assert proof["output"] == "app is ready"
         assert proof["runtime"].startswith("docker 26.")
         assert proof["start_seconds"] >= 0
+    for how, said in (
+        (started_as.HOW, started_as.SAYS),
+        (started_as.ASKED, None),
+        (started_as.BY_NUMBER, started_as.SAYS_BY_NUMBER),
+    ):
+        proof = docker.prove(subjects[0], start=how.model_dump(mode="json"))
+        assert proof["problems"] == []
+        assert said in {None, started_as.lines(proof["output"])}
+    assert docker.prove(subjects[0], start=started_as.NEVER.model_dump(mode="json"))["problems"] == [
+        "not up within 1 s"
+    ]
+    [problem] = docker.prove(subjects[0], start=NOBODY.model_dump(mode="json"))["problems"]
+    assert "unable to find user games" in problem
     mounted = docker.prove(subjects[0], start=Startup(up=MountedProbe()).model_dump(mode="json"))
     assert "needs containerd 2.1 or later, and this is docker 26." in mounted["problems"][0]
     assert "no image of this name" in docker.prove(subjects[0], names=["registry.example/none:1"])["problems"][0]

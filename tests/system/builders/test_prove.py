@@ -18,7 +18,8 @@ import pytest
 from parbake.containerd import Daemon
 from parbake.core import nodefiles
 from parbake.core.model import Startup
-from tests.fakes.containerd_support import Made, SeeingDaemon, busybox, fill, pause, traces_of
+from tests.fakes import started_as
+from tests.fakes.containerd_support import Files, Made, SeeingDaemon, busybox, fill, pause, traces_of
 from tests.fakes.newer import NEWER, program_of
 
 pytestmark = pytest.mark.root
@@ -29,7 +30,8 @@ APP, LOOSE, OTHER, PAUSE = (f"registry.test/{name}:1" for name in ("app", "loose
 @cache
 def app() -> Made:
     shell = ["/bin/busybox", "sh", "-c"]
-    return busybox({"www/healthz": b"fine\n"}, Entrypoint=shell, Cmd=["echo ready; exec sleep 1000"])
+    says: Files = {"etc/passwd": started_as.PASSWD, "etc/app": started_as.OUTSIDE}
+    return busybox({"www/healthz": b"fine\n", **says}, Entrypoint=shell, Cmd=["echo ready; exec sleep 1000"])
 
 
 @cache
@@ -70,6 +72,7 @@ class Node:
                 "PATH": f"{self.bin}:{os.environ['PATH']}",
                 "PARBAKE_SOCKET": str(self.folder / "run/containerd.sock"),
                 "PARBAKE_LOGS": str(self.folder / f"logs{self.count}"),
+                "PARBAKE_PLACES": str(self.folder / "places"),
                 "PARBAKE_CGROUP": (self.folder / "cgroup").read_text(),
             },
         )
@@ -135,6 +138,17 @@ def test_an_image_starts_by_each_probe(node: Node) -> None:
         assert proof["pinned"]
         assert 0 <= proof["start_seconds"] < 20
         assert proof["sandbox_seconds"] > 0
+
+
+def test_an_image_starts_as_its_startup_says(node: Node, newer: Node) -> None:
+    for machine in (node, newer):
+        for how, said in ((started_as.HOW, started_as.SAYS), (started_as.BY_NUMBER, started_as.SAYS_BY_NUMBER)):
+            proof = machine.prove(APP, how)
+            assert (proof["problems"], started_as.lines(proof["output"])) == ([], said)
+        assert machine.prove(APP, started_as.ASKED)["problems"] == []
+        assert machine.prove(APP, started_as.NEVER)["problems"] == ["not up within 1 s"]
+        [problem] = machine.prove(APP, started_as.HOW.model_copy(update={"user": "games"}))["problems"]
+        assert "no users found" in problem or "no matching entries" in problem
 
 
 def test_what_does_not_start_says_why(node: Node) -> None:

@@ -9,16 +9,20 @@ from pathlib import Path
 
 import pytest
 
+from parbake.coldstart.rehearsal.host import LocalHost
 from parbake.containerd import Client, Cri, Daemon, NotFound
 from parbake.containerd.cri import ContainerStatus, log_text
 from parbake.core import cgroups, mounts
 from parbake.core.run import Deadline
+from parbake.verify.starter import Starter
+from tests.fakes import started_as
 from tests.fakes.containerd_support import busybox, fill, pause, shared_places, traces_of
 
 pytestmark = pytest.mark.root
 
 APP = "registry.test/team/app:1"
 PAUSE = "localhost/pause:1"
+SAYS = "registry.test/team/says:1"
 LIMITS = cgroups.Limits(memory=128 << 20, tasks=150)
 
 
@@ -32,6 +36,7 @@ def daemon(place: Path) -> Iterator[Daemon]:
     before = shared_places()
     with Daemon(place / "store", place / "fill") as daemon, daemon.client() as client:
         fill(client, PAUSE, pause())
+        fill(client, SAYS, busybox({"etc/passwd": started_as.PASSWD, "etc/app": started_as.OUTSIDE}))
         fill(client, APP, busybox(Entrypoint=["/bin/busybox"], Cmd=["cat", "/greeting"], Env=["FROM=image"]))
     with Daemon(place / "store", place / "run", cri=True, sandbox_image=PAUSE, limits=LIMITS) as daemon:
         yield daemon
@@ -68,7 +73,7 @@ def test_what_kubelet_sees(cri: Cri) -> None:
     assert status.id == made.config.digest
     assert status.tags == (APP,)
     assert status.pinned
-    assert {tag for image in cri.list_images() for tag in image.tags} == {APP, PAUSE}
+    assert {tag for image in cri.list_images() for tag in image.tags} == {APP, PAUSE, SAYS}
     assert all(image.pinned for image in cri.list_images())
     assert cri.image_status("registry.test/none:1") is None
 
@@ -182,3 +187,33 @@ def test_a_store_that_only_this_thread_sees(tmp_path: Path) -> None:
         assert thread.submit(bake).result() == "hello\n"
     assert list(store.iterdir()) == []
     assert traces_of(str(tmp_path)) == []
+
+
+@pytest.fixture(scope="module")
+def starter(daemon: Daemon, client: Client) -> Starter:
+    logs, places = (str(daemon.folder / name) for name in ("logs", "places"))
+    return Starter(LocalHost(), daemon.cri(client), stretch=1.0, pause=PAUSE, logs=logs, places=places)
+
+
+def test_an_image_starts_as_its_startup_says(starter: Starter) -> None:
+    """User, folder, read-only root, writable folders and files; a link of the image leads nowhere outside."""
+    outside = Path("/tmp") / Path(started_as.OUTSIDE).name
+    for how, said in ((started_as.HOW, started_as.SAYS), (started_as.BY_NUMBER, started_as.SAYS_BY_NUMBER)):
+        found = starter.start(SAYS, how)
+        assert (found.problems, started_as.lines(found.output)) == ((), said)
+    assert not outside.exists()
+
+
+def test_a_user_is_one_of_the_image_and_not_of_this_machine(starter: Starter) -> None:
+    assert "games:" in Path("/etc/passwd").read_text()
+    [problem] = starter.start(SAYS, started_as.HOW.model_copy(update={"user": "games"})).problems
+    assert "no users found" in problem or "no matching entries" in problem
+
+
+def test_a_command_in_the_container_says_that_it_is_up(starter: Starter) -> None:
+    up = starter.start(SAYS, started_as.ASKED)
+    assert up.problems == ()
+    assert up.seconds is not None
+    assert up.seconds >= 0.4
+    [problem] = starter.start(SAYS, started_as.NEVER).problems
+    assert problem == "not up within 1 s: waited until `/bin/gone` in it ends with code 0"

@@ -23,6 +23,7 @@ from parbake.core.model import (
     RegistryOptions,
     RunningProbe,
     Startup,
+    StartupFile,
     TcpProbe,
 )
 
@@ -41,6 +42,14 @@ images:
       command: [/bin/app, 1]
       args: [--port, 8080]
       env: {VERSION: 1.20, DEBUG: True, port: 80, DATE: 2026-11-24}
+      user: 10001:0
+      workdir: /srv
+      read_only: true
+      writable: [/tmp]
+      files:
+        /etc/app/app.yaml: |
+          level: 1
+        /usr/bin/port: {content: "exit 0", mode: 0755}
       timeout: 1m30s
       up: {http: {port: 8080, path: /healthz}}
   - reference: localhost/here:1
@@ -109,6 +118,14 @@ def test_every_key_is_read(folder: Path) -> None:
         command=("/bin/app", "1"),
         args=("--port", "8080"),
         env={"VERSION": "1.20", "DEBUG": "True", "port": "80", "DATE": "2026-11-24"},
+        user="10001:0",
+        workdir="/srv",
+        read_only=True,
+        writable=("/tmp",),
+        files={
+            "/etc/app/app.yaml": StartupFile(content="level: 1\n"),
+            "/usr/bin/port": StartupFile(content="exit 0", mode="0755"),
+        },
         timeout=90,
         up=HttpProbe(port=8080, path="/healthz"),
     )

@@ -16,7 +16,7 @@ from parbake.cli.commands import COMMANDS
 from parbake.coldstart.trace import Part, Read, Trace
 from parbake.core.errors import InputError
 from parbake.core.events import Events
-from parbake.core.model import EBS_BLOCK, Startup
+from parbake.core.model import EBS_BLOCK, Startup, StartupFile
 from parbake.core.workspace import work_folder
 from parbake.machine import disk
 from parbake.records import genuine, held
@@ -305,7 +305,9 @@ class TestStartups:
         Path("parbake.yaml").write_text(json.dumps({**said, "sign": {"key": "key.pem"}}))
         monkeypatch.setattr("parbake.workflows.bake.make.can_boot", lambda *_: True)
         [image] = shelf.record.plan.images
-        for startup in (Startup(args=("serve",)), None):
+        file = StartupFile(content="level: info")
+        edits = (Startup(args=("serve",)), Startup(user="1"), Startup(user="1", files={"/etc/app.yaml": file}), None)
+        for startup in edits:
             images = (image.model_copy(update={"startup": startup}),)
             plan = shelf.record.plan.model_copy(update={"images": images})
             monkeypatch.setattr(bake, "plan_bake", lambda *_, plan=plan: plan)
@@ -313,4 +315,4 @@ class TestStartups:
                 assert run(shelf, ["bake", "--no-rehearse"]) == 0
             found = genuine.need(shelf.artefact, shelf.trust)
             assert (found.plan.images[0].startup, found.verified) == (startup, True)
-        assert started == [Startup(args=("serve",)), None], "once for each edit"
+        assert started == [*edits], "once for each edit"

@@ -113,23 +113,36 @@ def _subject(image: Image, plan: Plan) -> list[str]:
         seconds = math.ceil(startup.up.seconds)
     else:
         said = f"its startup asks for {startup.up.kind}: on Bottlerocket it only has to run for {seconds} s"
-    env = [word for key, value in startup.env.items() for word in ("--env", f"{key}={value}")]
+    options = _options(startup)
     command = [*startup.command, *startup.args]  # in the place of the image's own
     if startup.up.kind == "mounted":
         command = [startup.up.path]
     reason = ""
     if startup.args and not startup.command:
         reason = "has arguments for the image's own entrypoint"  # which ctr would leave out
-    elif not all(command) or any("\n" in word for word in (*env, *command)):
+    elif startup.files:
+        reason = "has files"  # which nothing could put there: the host has no shell
+    elif not all(command) or any("\n" in word for word in (*options, *command)):
         reason = "has an empty argument, or one of several lines"
     if reason:
         said = f"its startup {reason}, so it is not started on Bottlerocket: only the store was checked"
     if reason or image == plan.sandbox:
         up = "-"
-    lines = ["\n".join(env), "\n".join(command)]
+    lines = ["\n".join(options), "\n".join(command)]
     call = shlex.join(["subject", image.target.digest, up, str(seconds), *lines, *image.names])
     warning = [shlex.join(["say", "warn", f"{image.reference}: {said}"])] if said and image != plan.sandbox else []
     return ["subjects() {", call, *warning, "}"]
+
+
+def _options(startup: Startup) -> list[str]:
+    """Return what ``ctr run`` is told of a startup."""
+    options = [word for key, value in startup.env.items() for word in ("--env", f"{key}={value}")]
+    options += ["--user", startup.user] if startup.user else []
+    options += ["--cwd", startup.workdir] if startup.workdir else []
+    options += ["--read-only"] if startup.read_only else []
+    for path in startup.writable:
+        options += ["--mount", f"type=tmpfs,src=tmpfs,dst={path},options=mode=1777"]
+    return options
 
 
 @dataclass(frozen=True, slots=True)

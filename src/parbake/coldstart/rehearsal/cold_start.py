@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from parbake.coldstart.rehearsal.host import LocalHost
-from parbake.containerd import Cri, Daemon
-from parbake.core import run
+from parbake.containerd import Cri, Daemon, own_root
+from parbake.core import mounts, run
 from parbake.core.errors import CommandFailed, ContainerdError, DeadlineExceeded, MachineError
 from parbake.core.model import Image, Plan, Platform, Startup
 from parbake.machine import disk
@@ -37,6 +37,9 @@ def cold_start(
     stages["mount"] = time.monotonic() - begun
     begun = time.monotonic()
     name = plan.sandbox.names[0] if plan.sandbox and not pull else _OWN_SANDBOX
+    places = folder / "containerd" / own_root.PLACES
+    mounts.tmpfs(places, size="50%")  # what an image writes there counts as its memory, which has a limit
+    stack.callback(mounts.unmount, places)
     try:
         daemon = stack.enter_context(Daemon(root, folder / "containerd", cri=True, sandbox_image=name))
         client = stack.enter_context(daemon.client())
@@ -49,7 +52,8 @@ def cold_start(
             cri.pull_image(image.names[0])
             stages = {"pull": time.monotonic() - begun}
         _wait_image(cri, image)
-        starter = Starter(LocalHost(), cri, stretch=1.0, pause=name, logs=str(daemon.folder / "logs"))
+        logs = str(daemon.folder / "logs")
+        starter = Starter(LocalHost(), cri, stretch=1.0, pause=name, logs=logs, places=str(places))
         started = starter.start(image.names[0], image.startup or Startup())
     except (ContainerdError, MachineError, CommandFailed, DeadlineExceeded) as error:
         raise NotStarted(error.message) from error
