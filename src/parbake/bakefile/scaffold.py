@@ -9,9 +9,9 @@ import errno
 import os
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from importlib import resources
 from pathlib import Path
@@ -27,6 +27,14 @@ SAMPLE = "hello"
 
 _BUILD_FILES = ("Containerfile", "Dockerfile")
 _MOST_USES = 3
+_MOST_TO_FILL = 40
+_LONGEST_COMMENT = 200
+_PLAIN = re.compile(r"(--?(?=[A-Za-z]))?[A-Za-z0-9_./][A-Za-z0-9_./=@%+-]*(:[A-Za-z0-9_./=@%+-]+)*")
+# What YAML, of either version, or its readers take for something else than text.
+_NO_TEXT = re.compile(
+    r"(?i)[-+.0-9][-+.:0-9_ex]*|0[xob].*|[0-9]{4}-.*|y|yes|n|no|on|off|true|false|null|~|\\.(inf|nan)"
+)
+_ESCAPES = {"\n": "\\n", "\t": "\\t", "\r": "\\r", "\0": "\\0"}
 _IGNORE_FILES = (".dockerignore", ".containerignore")  # docker reads the first; buildah and podman read both
 # Artefacts in the build context would be copied by `COPY .`, and change the image with every bake.
 _IGNORED = f"artefacts\n{FILE_NAME}\n"
@@ -37,17 +45,19 @@ class InitImage:
     """An image for the starter.
 
     ``size`` is what travels, in bytes (0: unknown). ``build`` is the folder to build it in, relative to the Bakefile.
-    ``log`` is the regular expression of the line that says it is up. ``uses`` says who runs it, for people, and
-    ``on_every_node`` that a DaemonSet does; ``only_mounted`` that no container runs it, and pods have it as a volume.
+    ``uses`` says who runs it, for people, and ``on_every_node`` that a DaemonSet does. ``startup`` are keys that a
+    Bakefile takes, ``fill`` variables that are to be filled in, with where they are from, and ``notes`` what else is to
+    be known of how it starts.
     """
 
     reference: str
     size: int = 0
     build: str = ""
-    log: str = ""
     uses: tuple[str, ...] = ()
     on_every_node: bool = False
-    only_mounted: bool = False
+    startup: Mapping[str, object] = field(default_factory=dict)
+    fill: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def starter(images: Sequence[InitImage], *, today: date) -> str:
@@ -74,26 +84,87 @@ def _entry(entry: InitImage) -> str:
     if len(entry.uses) > _MOST_USES:
         lines.append(f"  # and {len(entry.uses) - _MOST_USES} more")
     size = f" # {human_size(entry.size)} compressed" if entry.size else ""
-    # `null` is a good name for an image, and nothing in YAML.
-    reference = entry.reference if entry.reference != "null" else _quoted(entry.reference)
-    if not entry.build and not entry.log and not entry.only_mounted:
+    reference = entry.reference if entry.reference != "null" else "'null'"  # a good name, and nothing in YAML
+    startup = _startup(entry)
+    if not entry.build and not startup:
         return "\n".join([*lines, f"  - {reference}{size}"])
     lines.append(f"  - reference: {reference}{size}")
     if entry.build:
-        lines.append(f"    build: {{context: {_quoted(entry.build)}}}")
-    if entry.log:
-        lines.append(f"    startup: {{up: {{log: {_quoted(entry.log)}}}}}")
-    elif entry.only_mounted:
-        lines.append("    startup: {up: mounted}")
-    return "\n".join(lines)
+        lines.append(f"    build: {{context: {_scalar(entry.build)}}}")
+    return "\n".join([*lines, *startup])
 
 
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+def _startup(entry: InitImage) -> list[str]:
+    """Return the lines of an image's ``startup``; a short one is one line."""
+    if entry.startup.keys() <= {"up"} and not entry.fill and not entry.notes:
+        return [f"    startup: {_flow(entry.startup)}"] if entry.startup else []
+    lines = [f"      # {_printable(note[:1].upper() + note[1:])}." for note in entry.notes]
+    env, rest = dict(_pairs(entry.startup.get("env"))), [*entry.startup.items()]
+    if env or entry.fill:
+        lines.append("      env:" if env else "      #env:")
+        lines += [f"        {_scalar(name)}: {_scalar(value)}" for name, value in env.items()]
+    if entry.fill:
+        lines.append("        # To be filled in with what does for a proof, and is no secret: it is in the record.")
+        fill = [*entry.fill.items()][:_MOST_TO_FILL]
+        lines += [f"        #{_printable(name)}: ''  # {_printable(whence)}" for name, whence in fill]
+    for key, value in rest:
+        if key == "files":
+            lines += ["      files:", *(line for path, file in _pairs(value) for line in _file_lines(path, file))]
+        elif key != "env":
+            lines.append(f"      {key}: {_flow(value)}")
+    if not entry.startup and not entry.fill:
+        return [line[2:] for line in lines]
+    return ["    startup:" if entry.startup else "    #startup:", *lines]
+
+
+def _file_lines(path: object, file: object) -> Iterator[str]:
+    """Yield the lines of a file: its text as it stands where YAML takes it so."""
+    content, mode = (file.get("content"), file.get("mode")) if isinstance(file, Mapping) else (file, None)
+    key, text = f"        {_scalar(path)}:", str(content)
+    *lines, last = text.split("\n")
+    plain = lines and lines[-1] and not last and not text.startswith((" ", "\n"))
+    if mode:
+        yield f"{key} {{mode: {_scalar(mode)}, content: {_scalar(text)}}}"
+    elif plain and all(line.isprintable() and line == line.rstrip() for line in lines):
+        yield f"{key} |"
+        yield from (f"          {line}".rstrip() for line in lines)
+    else:
+        yield f"{key} {_scalar(text)}"
+
+
+def _pairs(value: object) -> Iterable[tuple[object, object]]:
+    return value.items() if isinstance(value, Mapping) else ()
+
+
+def _flow(value: object) -> str:
+    """Write a value in one line of YAML."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_scalar(key)}: {_flow(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_flow, value)) + "]"
+    return str(value).lower() if isinstance(value, bool) else str(value) if isinstance(value, int) else _scalar(value)
+
+
+def _scalar(value: object) -> str:
+    """Write a text for YAML: plain where nobody could read it as anything else, or quoted."""
+    text = str(value)
+    if _PLAIN.fullmatch(text) and not _NO_TEXT.fullmatch(text):
+        return text
+    if text.isprintable() and text.isascii():
+        return "'" + text.replace("'", "''") + "'"
+    return '"' + "".join(map(_escaped, text)) + '"'
+
+
+def _escaped(letter: str) -> str:
+    if letter in {'"', "\\"}:
+        return f"\\{letter}"
+    if letter.isprintable() or not letter.isascii():
+        return letter if letter.isprintable() else f"\\U{ord(letter):08x}"
+    return _ESCAPES.get(letter) or f"\\x{ord(letter):02x}"
 
 
 def _printable(text: str) -> str:
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+    return "".join(letter if letter.isprintable() else "?" for letter in text)[:_LONGEST_COMMENT]
 
 
 def discover(folder: Path) -> tuple[InitImage, ...]:
@@ -126,7 +197,7 @@ def write(
         files[folder / _IGNORE_FILES[0]] = (_IGNORED.encode(), 0o644)
     if not entries:
         files = {folder / SAMPLE / name: content for name, content in _sample(busybox).items()}
-        entries = (InitImage(f"localhost/{SAMPLE}:1", build=SAMPLE, log="^hello: ready"),)
+        entries = (InitImage(f"localhost/{SAMPLE}:1", build=SAMPLE, startup={"up": {"log": "^hello: ready"}}),)
     files[folder / FILE_NAME] = (starter(entries, today=today).encode(), 0o644)
     present = [str(path) for path, (content, _) in files.items() if _is_anothers(path, content)]
     if present and not force:

@@ -391,7 +391,7 @@ Variables = Annotated[
     BeforeValidator(_variables),
 ]
 ContainerKey = Annotated[str, AfterValidator(_container_path)]
-ContainerPath = Annotated[ContainerKey, text_schema(f"^{_CONTAINER_PATH}$", "/tmp")]
+ContainerPath = Annotated[ContainerKey, text_schema(f"^{_CONTAINER_PATH}$", "/srv/data")]
 Mode = Annotated[
     str,
     matching("0?[0-7]{3}", "a mode", 'octal, such as "0644"'),

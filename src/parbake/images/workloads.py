@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from parbake.core.printable import word
 from parbake.core.reference import Reference
 from parbake.core.yamltext import ODD_KEY, Document, Where, dotted, parse
 from parbake.images.owners import Owners
+from parbake.images.startups import ConfigMaps, PodStart, config_maps, start_of
 
 _SUFFIXES = {".yaml", ".yml", ".json"}
 _LARGEST_FILE = 64 << 20
@@ -27,6 +28,7 @@ _CLUSTER_KINDS = "pods,deployments,statefulsets,daemonsets,replicasets,replicati
 _CLUSTER_SECONDS = 180.0
 _CONTAINERS = ("initContainers", "containers", "ephemeralContainers")
 _MOST_NAMED = 10
+_HOOKS = ("helm.sh/hook", "argocd.argoproj.io/hook")
 VOLUME = "volume "
 """How the names of image volumes begin, in the place of a container's."""
 _RENDER = "render it first: helm template CHART | parbake init --from-manifests -"
@@ -60,6 +62,9 @@ class FoundImage:
 
     reference: str
     uses: tuple[Use, ...]
+    started_by: Use | None = None
+    start: PodStart | None = None
+    """How the container ``started_by`` starts it: the one that says most. None where none does."""
 
     @property
     def on_every_node(self) -> bool:
@@ -85,6 +90,28 @@ class Found:
         return tuple(image.reference for image in self.images)
 
 
+@dataclass(frozen=True, slots=True)
+class _Container:
+    """A container that runs an image: who it is, its pod's specification, and the object that has it."""
+
+    use: Use
+    group: str
+    said: Mapping[str, object]
+    spec: Mapping[str, object]
+    metadata: Mapping[str, object]
+
+    @property
+    def command(self) -> tuple[object, object]:
+        """What it runs in the place of the image's own."""
+        return self.said.get("command"), self.said.get("args")
+
+    @property
+    def rank(self) -> tuple[object, ...]:
+        """Its place among others that run the image: what goes on running and says how it is looked at comes first."""
+        runs_on = self.group == _CONTAINERS[1] and self.use.kind not in {"Job", "CronJob"}
+        return not runs_on, not any(key.endswith("Probe") for key in self.said), self.use
+
+
 @dataclass(slots=True)
 class _Search:
     """What was found so far."""
@@ -93,13 +120,15 @@ class _Search:
     always: dict[str, set[Use]] = field(default_factory=dict)
     direct: set[Use] = field(default_factory=set)
     """Uses by objects that no controller made of another."""
+    containers: dict[str, list[_Container]] = field(default_factory=dict)
+    configs: ConfigMaps = field(default_factory=dict)
     owners: Owners = field(default_factory=lambda: Owners(()))
     warnings: dict[str, None] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     template: bool = False
 
-    def note(self, place: str, use: Use, image: object, policy: object) -> None:
-        """Take down who uses which image, or what is wrong with its name."""
+    def note(self, place: str, use: Use, image: object, policy: object) -> str:
+        """Take down who uses which image, or what is wrong with its name; return its normalised reference."""
         if image is None or image == "":
             # The API allows it: something else (an operator, an admission webhook) fills it in.
             self.warnings[f"{place}: {use} has no image: it is set elsewhere; add it by hand"] = None
@@ -114,11 +143,25 @@ class _Search:
                 reference = Reference.parse(str(image).strip())
             except BadReference as error:
                 self.problems.append(f"{place}: {error.message}")
-                return
+                return ""
             self.uses.setdefault(str(reference), set()).add(use)
             # Without a policy, Kubernetes takes Always for `latest` and IfNotPresent for the rest.
             if policy == "Always" or (policy is None and reference.tag == "latest" and not reference.digest):
                 self.always.setdefault(str(reference), set()).add(use)
+            return str(reference)
+        return ""
+
+    def found(self, name: str) -> FoundImage:
+        """Put together what is known of an image."""
+        lasting, known = self.lasting(self.uses[name]), set(self.lasting(self.uses[name]))
+        containers = [each for each in self.containers.get(name, ()) if each.use in known]
+        if not containers:
+            return FoundImage(name, lasting)
+        first = min(containers, key=lambda each: each.rank)
+        start = start_of(first.spec, first.said, first.metadata, self.configs)
+        if any(each.command != first.command for each in containers):
+            start.note("others start it with another command")
+        return FoundImage(name, lasting, first.use, start)
 
     def lasting(self, uses: set[Use]) -> tuple[Use, ...]:
         """Leave out what a controller made, unless only that uses the image (an injected sidecar)."""
@@ -142,9 +185,8 @@ def images_in(documents: Iterable[tuple[str, str]]) -> Found:
         parsed = _documents(source, text, search)
         read.append((source, parsed, tuple(search.problems)))
         search.problems.clear()
-    search.owners = Owners(
-        thing.data for source, parsed, _ in read for each in parsed for thing in _things(source, each)
-    )
+    things = [thing.data for source, parsed, _ in read for each in parsed for thing in _things(source, each)]
+    search.owners, search.configs = Owners(things), config_maps(things)
     for source, parsed, problems in read:
         search.problems += problems
         for document in parsed:
@@ -153,7 +195,7 @@ def images_in(documents: Iterable[tuple[str, str]]) -> Found:
         listed = "\n".join(f"  {word(problem)}" for problem in search.problems)
         hint = _RENDER if search.template else "correct the manifests, or leave them out"
         raise InputError(f"the manifests have {len(search.problems)} problem(s)\n{listed}", hint=hint)
-    images = tuple(FoundImage(name, search.lasting(search.uses[name])) for name in sorted(search.uses))
+    images = tuple(search.found(name) for name in sorted(search.uses))
     return Found(images, tuple(map(word, (*search.warnings, *_advice(images, search)))))
 
 
@@ -284,18 +326,42 @@ def _object(source: str, document: Document, where: Where, data: object, search:
             f"{source} replaces images: the names found here may differ from those that run; "
             "`kustomize build FOLDER | parbake init --from-manifests -` finds the right ones"
         ] = None
+    annotations = _map(_map(data.get("metadata")).get("annotations"))
+    if hook := next(filter(None, map(annotations.get, _HOOKS)), None):
+        _leave_out(source, data, str(hook), search)
+    else:
+        _pods(source, document, where, data, search)
+
+
+def _leave_out(source: str, data: Mapping[str, object], hook: str, search: _Search) -> None:
+    """Say which images are left out with an object that runs once, when something is installed or tested."""
+    name = str(_map(data.get("metadata")).get("name") or "(unnamed)")
+    images = {str(image) for _, spec in pod_specs(data, ()) for _, _, image, _ in images_of(spec)}
+    if images:
+        search.warnings[
+            f"{source}: {data['kind']} {name} is a hook ({hook}), nothing that new nodes run: what only it has is left "
+            f"out ({', '.join(sorted(images)[:_MOST_NAMED])})"
+        ] = None
+
+
+def _pods(source: str, document: Document, where: Where, data: Mapping[str, object], search: _Search) -> None:
+    """Look at every pod that an object describes."""
     metadata = _map(data.get("metadata"))
     made_by = search.owners.named(data)
-    kind, name = made_by or (kind, str(metadata.get("name") or ""))
+    kind, name = made_by or (str(data["kind"]), str(metadata.get("name") or ""))
     names = Use(kind, str(metadata.get("namespace") or ""), name, "")
     for place, spec in pod_specs(data, where):
-        for position, container, reference, policy in images_of(spec):
+        for position, container, image, policy in images_of(spec):
             spot = (*place, *position)
             line = document.find(spot)[1]
             use = replace(names, container=container)
             if made_by is None:
                 search.direct.add(use)
-            search.note(f"{source}{f', line {line}' if line else ''}: {dotted(spot)}", use, reference, policy)
+            named = search.note(f"{source}{f', line {line}' if line else ''}: {dotted(spot)}", use, image, policy)
+            if named and not use.is_volume:
+                group, index = str(position[0]), int(position[1])
+                found = _Container(use, group, _map(_list(spec.get(group))[index]), spec, metadata)
+                search.containers.setdefault(named, []).append(found)
 
 
 def pod_specs(data: object, where: Where) -> Iterator[tuple[Where, Mapping[str, object]]]:
@@ -349,5 +415,5 @@ def _map(value: object) -> Mapping[str, object]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _list(value: object) -> Iterable[object]:
+def _list(value: object) -> Sequence[object]:
     return value if isinstance(value, list | tuple) else ()

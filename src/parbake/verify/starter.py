@@ -9,7 +9,7 @@ from datetime import datetime
 from functools import partial
 from math import ceil
 from time import monotonic
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, assert_never
 
 from parbake.containerd.cri import ContainerStatus, HostMount, Pod, log_text
 from parbake.core.errors import ContainerdError, DeadlineExceeded, DiskFull, ParbakeError
@@ -106,6 +106,8 @@ def describe(probe: Probe) -> str:
             words = f"`{' '.join(probe.command)}` in it ends with code 0"
         case MountedProbe():
             words = f"a pod has it as a volume, with {probe.path}"
+        case _:
+            assert_never(probe)
     return words
 
 

@@ -15,6 +15,7 @@ from parbake.core.model import Platform
 from parbake.core.reference import Reference
 from parbake.images import workloads as kubernetes
 from parbake.images.registry import Patience, Registry
+from parbake.images.startups import PodStart
 
 # Sizes are a courtesy in a comment: a registry that does not answer soon is not worth the wait.
 _PATIENCE = Patience(tries=1, total=10, connect=3, stall=5)
@@ -72,13 +73,29 @@ def _from_kubernetes(manifests: str | None, cluster: bool, context: str, events:
         if Reference.parse(image.reference).is_local:
             events.warn(f"{image.reference} is left out: it is in no registry, and nothing says how to build it")
             continue
-        uses = tuple(str(use) for use in image.uses)
-        entries.append(
-            scaffold.InitImage(
-                image.reference, uses=uses, on_every_node=image.on_every_node, only_mounted=image.only_mounted
-            )
+        entries.append(_entry(image))
+    if unknown := [entry.reference for entry in entries if entry.fill]:
+        events.warn(
+            f"{', '.join(unknown[:3])}{' and others' * (len(unknown) > 3)}: some variables are of a Secret or a "
+            f"ConfigMap that was not read; {scaffold.FILE_NAME} names them, to be filled in before a bake"
         )
     return entries
+
+
+def _entry(image: kubernetes.FoundImage) -> scaffold.InitImage:
+    uses = tuple(str(use) for use in image.uses)
+    if image.only_mounted:
+        return scaffold.InitImage(image.reference, uses=uses, startup={"up": "mounted"})
+    start = image.start or PodStart()
+    first = [f"as {image.started_by} starts it"] if len(uses) > 1 and (start.keys or start.fill) else []
+    return scaffold.InitImage(
+        image.reference,
+        uses=uses,
+        on_every_node=image.on_every_node,
+        startup=start.keys,
+        fill=start.fill,
+        notes=(*first, *start.notes),
+    )
 
 
 def _with_sizes(entries: list[scaffold.InitImage], events: Events) -> list[scaffold.InitImage]:

@@ -38,11 +38,11 @@ def busybox(tmp_path: Path) -> Path:
 def test_the_starter_works_as_it_stands(tmp_path: Path) -> None:
     entries = [
         InitImage("ghcr.io/team/app:1.4", size=512 * MIB, uses=("Deployment prod/web, app",)),
-        InitImage("ghcr.io/team/job:1", log="it's done"),
+        InitImage("ghcr.io/team/job:1", startup={"up": {"log": "it's done"}}),
         InitImage("ghcr.io/team/many:1", uses=tuple(f"Job j{number}, c\n" for number in range(5))),
         InitImage("ghcr.io/team/app:1.4", size=1),
         InitImage("null"),
-        InitImage("ghcr.io/team/weights:1", only_mounted=True),
+        InitImage("ghcr.io/team/weights:1", startup={"up": "mounted"}),
     ]
     text = starter(entries, today=TODAY)
     (tmp_path / "parbake.yaml").write_text(text)
