@@ -19,7 +19,6 @@ from parbake.core.printable import word
 from parbake.core.reference import Reference
 from parbake.core.yamltext import ODD_KEY, Document, Where, dotted, parse
 from parbake.images.owners import Owners
-from parbake.images.startups import ConfigMaps, PodStart, config_maps, start_of
 
 _SUFFIXES = {".yaml", ".yml", ".json"}
 _LARGEST_FILE = 64 << 20
@@ -35,6 +34,8 @@ _RENDER = "render it first: helm template CHART | parbake init --from-manifests 
 
 type Documents = tuple[tuple[str, str], ...]
 """Pairs of where a text is from (a path, or a name for people) and the text."""
+type ConfigMaps = Mapping[tuple[str, str], Mapping[str, object]]
+"""What the ConfigMaps hold that were read, by namespace and name."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -57,41 +58,7 @@ class Use:
 
 
 @dataclass(frozen=True, slots=True)
-class FoundImage:
-    """An image, by its normalised reference, and all who use it."""
-
-    reference: str
-    uses: tuple[Use, ...]
-    started_by: Use | None = None
-    start: PodStart | None = None
-    """How the container ``started_by`` starts it: the one that says most. None where none does."""
-
-    @property
-    def on_every_node(self) -> bool:
-        """Whether a DaemonSet runs it: each node pulls it before it is of use."""
-        return any(use.kind == "DaemonSet" for use in self.uses)
-
-    @property
-    def only_mounted(self) -> bool:
-        """Whether no container runs it: pods have it as a volume."""
-        return all(use.is_volume for use in self.uses)
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """The images that manifests use, sorted by reference, and what to know before baking them."""
-
-    images: tuple[FoundImage, ...]
-    warnings: tuple[str, ...]
-
-    @property
-    def references(self) -> tuple[str, ...]:
-        """The references alone."""
-        return tuple(image.reference for image in self.images)
-
-
-@dataclass(frozen=True, slots=True)
-class _Container:
+class Container:
     """A container that runs an image: who it is, its pod's specification, and the object that has it."""
 
     use: Use
@@ -112,6 +79,42 @@ class _Container:
         return not runs_on, not any(key.endswith("Probe") for key in self.said), self.use
 
 
+@dataclass(frozen=True, slots=True)
+class FoundImage:
+    """An image, by its normalised reference, and all who use it."""
+
+    reference: str
+    uses: tuple[Use, ...]
+    container: Container | None = None
+    """The container that says most of how it starts; None where none runs it."""
+    others_differ: bool = False
+    """Whether other containers run it with another command."""
+
+    @property
+    def on_every_node(self) -> bool:
+        """Whether a DaemonSet runs it: each node pulls it before it is of use."""
+        return any(use.kind == "DaemonSet" for use in self.uses)
+
+    @property
+    def only_mounted(self) -> bool:
+        """Whether no container runs it: pods have it as a volume."""
+        return all(use.is_volume for use in self.uses)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The images that manifests use, sorted by reference, and what to know before baking them."""
+
+    images: tuple[FoundImage, ...]
+    warnings: tuple[str, ...]
+    configs: ConfigMaps
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """The references alone."""
+        return tuple(image.reference for image in self.images)
+
+
 @dataclass(slots=True)
 class _Search:
     """What was found so far."""
@@ -120,8 +123,7 @@ class _Search:
     always: dict[str, set[Use]] = field(default_factory=dict)
     direct: set[Use] = field(default_factory=set)
     """Uses by objects that no controller made of another."""
-    containers: dict[str, list[_Container]] = field(default_factory=dict)
-    configs: ConfigMaps = field(default_factory=dict)
+    containers: dict[str, list[Container]] = field(default_factory=dict)
     owners: Owners = field(default_factory=lambda: Owners(()))
     warnings: dict[str, None] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -158,10 +160,7 @@ class _Search:
         if not containers:
             return FoundImage(name, lasting)
         first = min(containers, key=lambda each: each.rank)
-        start = start_of(first.spec, first.said, first.metadata, self.configs)
-        if any(each.command != first.command for each in containers):
-            start.note("others start it with another command")
-        return FoundImage(name, lasting, first.use, start)
+        return FoundImage(name, lasting, first, any(each.command != first.command for each in containers))
 
     def lasting(self, uses: set[Use]) -> tuple[Use, ...]:
         """Leave out what a controller made, unless only that uses the image (an injected sidecar)."""
@@ -186,7 +185,7 @@ def images_in(documents: Iterable[tuple[str, str]]) -> Found:
         read.append((source, parsed, tuple(search.problems)))
         search.problems.clear()
     things = [thing.data for source, parsed, _ in read for each in parsed for thing in _things(source, each)]
-    search.owners, search.configs = Owners(things), config_maps(things)
+    search.owners = Owners(things)
     for source, parsed, problems in read:
         search.problems += problems
         for document in parsed:
@@ -196,7 +195,7 @@ def images_in(documents: Iterable[tuple[str, str]]) -> Found:
         hint = _RENDER if search.template else "correct the manifests, or leave them out"
         raise InputError(f"the manifests have {len(search.problems)} problem(s)\n{listed}", hint=hint)
     images = tuple(search.found(name) for name in sorted(search.uses))
-    return Found(images, tuple(map(word, (*search.warnings, *_advice(images, search)))))
+    return Found(images, tuple(map(word, (*search.warnings, *_advice(images, search)))), config_maps(things))
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +244,17 @@ def _things(source: str, document: Document) -> Iterator[Thing]:
             pending += reversed(listed)
             continue
         yield Thing(source, document, where, data)
+
+
+def config_maps(objects: Iterable[Mapping[str, object]]) -> ConfigMaps:
+    """Return what the ConfigMaps among objects hold."""
+    return {
+        (str(_map(each.get("metadata")).get("namespace") or ""), str(_map(each.get("metadata")).get("name"))): _map(
+            each.get("data")
+        )
+        for each in objects
+        if each.get("kind") == "ConfigMap"
+    }
 
 
 def read_folder(path: Path) -> Documents:
@@ -360,7 +370,7 @@ def _pods(source: str, document: Document, where: Where, data: Mapping[str, obje
             named = search.note(f"{source}{f', line {line}' if line else ''}: {dotted(spot)}", use, image, policy)
             if named and not use.is_volume:
                 group, index = str(position[0]), int(position[1])
-                found = _Container(use, group, _map(_list(spec.get(group))[index]), spec, metadata)
+                found = Container(use, group, _map(_list(spec.get(group))[index]), spec, metadata)
                 search.containers.setdefault(named, []).append(found)
 
 

@@ -48,7 +48,9 @@ class _Bare(ast.NodeTransformer):
 @cache
 def program() -> str:
     """Return the program that proves images, without its comments: user data has little room."""
-    return ast.unparse(_Bare().visit(ast.parse(node_file("prove.py").read_text())))
+    parts, own = (ast.parse(node_file(name).read_text()) for name in ("cri.py", "prove.py"))
+    parts.body += [each for each in own.body if not (isinstance(each, ast.ImportFrom) and each.module == "cri")]
+    return ast.unparse(_Bare().visit(parts))
 
 
 def subject(image: Image, plan: Plan) -> dict[str, Any]:

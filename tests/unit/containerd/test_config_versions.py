@@ -6,12 +6,13 @@ Version 2 is that of containerd 1.x, 3 came with 2.0, and 4 with 2.3, where the 
 
 from __future__ import annotations
 
-import importlib.util
 import re
+import runpy
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from textwrap import indent
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ import pytest
 from parbake.core.nodefiles import node_file
 from parbake.machine.disk.roots import find_runtime
 from parbake.rollouts import nodesettings
+from parbake.verify import within
 from parbake.verify.booted import Settings, settings_of
 
 SANDBOX, STORE = "localhost/kubernetes/pause:latest", "/data/containerd"
@@ -99,11 +101,9 @@ def of_an_instance(text: str, folder: Path) -> tuple[str, str]:
     store = subprocess.run(
         ["/bin/dash", "-c", f"{dump}\n{line}\necho $STORE"], capture_output=True, text=True, check=True
     )
-    spec = importlib.util.spec_from_file_location("prove", node_file("prove.py"))
-    assert spec
-    assert spec.loader
-    module: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    program = folder / "prove.py"
+    program.write_text(within.program())
+    module: Any = SimpleNamespace(**runpy.run_path(str(program)))
     runtime = module.Containerd.__new__(module.Containerd)
     runtime.config, runtime.found = text, lambda name: (name, True)
     assert runtime.sandbox("") == ("", "")

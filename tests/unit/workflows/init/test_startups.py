@@ -16,9 +16,9 @@ from hypothesis import strategies as some
 from parbake.bakefile import load, scaffold
 from parbake.bakefile.sections import StartupSection
 from parbake.core.events import Events
-from parbake.images.startups import PodStart, expand, start_of
 from parbake.images.workloads import images_in
 from parbake.workflows.init import begin
+from parbake.workflows.init.startups import PodStart, expand, start_of
 
 CASES = Path(__file__).with_name("cases")
 

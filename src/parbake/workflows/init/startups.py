@@ -17,10 +17,9 @@ from pydantic import ValidationError
 
 from parbake.bakefile.sections import MOST_FILES, StartupSection
 from parbake.core.printable import word
+from parbake.images.workloads import ConfigMaps, FoundImage
 
 type Map = Mapping[str, object]
-type ConfigMaps = Mapping[tuple[str, str], Map]
-"""What the ConfigMaps hold that were read, by namespace and name."""
 type _Lookup = Callable[[str], Map | None]
 
 _MOST: Final = 32 << 10
@@ -62,6 +61,16 @@ class PodStart:
             self.notes.append(text)
 
 
+def start(image: FoundImage, configs: ConfigMaps) -> PodStart:
+    """Return how the container of an image that says most of it starts it."""
+    if image.container is None:
+        return PodStart()
+    found = start_of(image.container.spec, image.container.said, image.container.metadata, configs)
+    if image.others_differ:
+        found.note("others start it with another command")
+    return found
+
+
 def start_of(spec: Map, container: Map, metadata: Map, configs: ConfigMaps) -> PodStart:
     """Return how a container of a pod spec starts; ``metadata`` is of the object that has it."""
     found = PodStart()
@@ -100,17 +109,6 @@ def expand(text: str, known: Mapping[str, str]) -> str:
         return value if size <= _MOST else ""
 
     return _EXPANDED.sub(put, text)
-
-
-def config_maps(objects: Iterable[Map]) -> ConfigMaps:
-    """Return what the ConfigMaps among objects hold."""
-    return {
-        (str(_map(each.get("metadata")).get("namespace") or ""), str(_map(each.get("metadata")).get("name"))): _map(
-            each.get("data")
-        )
-        for each in objects
-        if each.get("kind") == "ConfigMap"
-    }
 
 
 def _config(configs: ConfigMaps, namespace: str, name: str) -> Map | None:
@@ -274,7 +272,7 @@ def _probes(found: PodStart, container: Map) -> None:
 
 
 def _up(probe: Map, ports: Map) -> tuple[Map, str] | None:
-    """Return how a probe looks as ``startup.up``, and what is different; None where it cannot be said."""
+    """Return how a probe looks as a startup's ``up``, and what is different; None where it cannot be said."""
     if command := tuple(str(word) for word in _list(_map(probe.get("exec")).get("command"))):
         return {"exec": command}, ""
     for kind in ("httpGet", "tcpSocket", "grpc"):

@@ -15,7 +15,7 @@ from parbake.core.model import Platform
 from parbake.core.reference import Reference
 from parbake.images import workloads as kubernetes
 from parbake.images.registry import Patience, Registry
-from parbake.images.startups import PodStart
+from parbake.workflows.init import startups
 
 # Sizes are a courtesy in a comment: a registry that does not answer soon is not worth the wait.
 _PATIENCE = Patience(tries=1, total=10, connect=3, stall=5)
@@ -73,7 +73,7 @@ def _from_kubernetes(manifests: str | None, cluster: bool, context: str, events:
         if Reference.parse(image.reference).is_local:
             events.warn(f"{image.reference} is left out: it is in no registry, and nothing says how to build it")
             continue
-        entries.append(_entry(image))
+        entries.append(_entry(image, found.configs))
     if unknown := [entry.reference for entry in entries if entry.fill]:
         events.warn(
             f"{', '.join(unknown[:3])}{' and others' * (len(unknown) > 3)}: some variables are of a Secret or a "
@@ -82,12 +82,13 @@ def _from_kubernetes(manifests: str | None, cluster: bool, context: str, events:
     return entries
 
 
-def _entry(image: kubernetes.FoundImage) -> scaffold.InitImage:
+def _entry(image: kubernetes.FoundImage, configs: kubernetes.ConfigMaps) -> scaffold.InitImage:
     uses = tuple(str(use) for use in image.uses)
     if image.only_mounted:
         return scaffold.InitImage(image.reference, uses=uses, startup={"up": "mounted"})
-    start = image.start or PodStart()
-    first = [f"as {image.started_by} starts it"] if len(uses) > 1 and (start.keys or start.fill) else []
+    start = startups.start(image, configs)
+    known = image.container and len(uses) > 1 and (start.keys or start.fill)
+    first = [f"as {image.container.use} starts it"] if image.container and known else []
     return scaffold.InitImage(
         image.reference,
         uses=uses,
