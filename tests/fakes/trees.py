@@ -120,3 +120,13 @@ def assert_equal(left: Path, right: Path, *, ignore_times_of: frozenset[bytes] =
     """Fail with all differences unless two trees are equal."""
     found = differences(scan(left), scan(right), ignore_times_of=ignore_times_of)
     assert not found, "\n".join([f"{left} and {right} differ:", *found[:50]])
+
+
+def untouched(folder: Path) -> dict[str, object]:
+    """Return a folder's state, which differs when anybody has written, renamed, linked or removed something in it."""
+    found: dict[str, object] = {}
+    for path in (folder, *sorted(folder.rglob("*"))):
+        status = path.lstat()
+        kept = path.read_bytes() if path.is_file() else b""
+        found[str(path)] = status.st_ino, status.st_mode, status.st_nlink, status.st_mtime_ns, status.st_ctime_ns, kept
+    return found

@@ -25,14 +25,22 @@ from parbake.builders.ec2.image import Amis, published
 from parbake.builders.ec2.volume import Volumes, refuse
 from parbake.coldstart.trace import load, save
 from parbake.core import atomic, sealed
-from parbake.core.access import private_folder
 from parbake.core.blocks import BlockList
 from parbake.core.claim import Claim, Notes
 from parbake.core.errors import InputError
 from parbake.core.events import Events
 from parbake.core.files import read_file
 from parbake.core.model import GIB, MIB, Plan, Published, Snapshot, Verdict
-from parbake.core.workspace import cache_folder, lock, publish, remove_leftovers, remove_tree, room_for, work_folder
+from parbake.core.workspace import (
+    cache_folder,
+    lock,
+    part_of,
+    publish,
+    remove_leftovers,
+    remove_tree,
+    room_for,
+    work_folder,
+)
 from parbake.machine.disk import block_list
 
 _DISK, _MADE, _TRACE, _BASE = "disk.raw", "made.json", "trace", "base.blocks"
@@ -83,7 +91,7 @@ class EbsPublisher(Publisher):
     @contextmanager
     def opened(self, plan: Plan, events: Events, *, keep: bool = False, claim: Claim) -> Iterator[EbsShipment]:
         """Open the shipment of a plan. The folder of its disk, in the cache, outlives the run."""
-        uploads = private_folder(cache_folder() / "uploads", links=False)
+        uploads = part_of(cache_folder(), "uploads")
         remove_leftovers(uploads)
         key = plan.key
         with (
@@ -108,7 +116,7 @@ def kept_files(folder: Path) -> list[str]:
 
 def base_of(ami: str, region: str, events: Events) -> ebs.FetchedSnapshot:
     """Return the root disk of an AMI, fetched once; what an AMI holds never changes."""
-    folder = private_folder(cache_folder() / "amis", links=False)
+    folder = part_of(cache_folder(), "amis")
     path, about = folder / f"{ami}.raw", folder / f"{ami}.json"
     with lock(folder / f"{ami}.lock", what=f"the disk of {ami}"):
         if found := _fetched(path, about, events):

@@ -18,7 +18,7 @@ from pathlib import Path
 from parbake.core.errors import EnvironmentProblem
 from parbake.core.model import Platform
 from parbake.core.run import find, need, need_root
-from parbake.core.workspace import cache_folder, discard, leftovers, work_folder
+from parbake.core.workspace import cache_folder, discard, leftovers, part_of, parts_of, work_folder
 
 _KNOWN = Path("/proc/sys/fs/binfmt_misc")
 _FOLDER = "emulation"
@@ -99,7 +99,7 @@ def _register(platform: Platform, stack: ExitStack) -> None:
     need_root(f"running programs for {platform} on this machine")
     interpreter = _interpreter(architecture)
     sweep()
-    work = stack.enter_context(work_folder(cache_folder() / _FOLDER, architecture))
+    work = stack.enter_context(work_folder(part_of(cache_folder(), _FOLDER), architecture))
     try:
         entries = stack.enter_context(_entries())  # open for as long as the entry is to be there
         stack.callback(_remove, work, entries)  # first: Ctrl-C may come when it is just registered
@@ -113,7 +113,7 @@ def _register(platform: Platform, stack: ExitStack) -> None:
 
 def sweep() -> None:
     """Take back what runs that were killed had registered."""
-    for folder in leftovers(cache_folder() / _FOLDER):
+    for folder in (each for part in parts_of(cache_folder()) if part.name == _FOLDER for each in leftovers(part)):
         with suppress(OSError), _entries() as entries:
             _remove(folder, entries)
         discard(folder)

@@ -33,9 +33,12 @@ _BYTES = 32
 _MOST = 4096
 
 
-def seal(path: Path, digest: str) -> None:
-    """Write beside a file or folder of the cache, which may come later, that these are its bytes. Raises OSError."""
-    atomic.replace(_beside(path), _mac(_shared_key(), [*path.parts[-2:], digest]))
+def seal(path: Path, digest: str, *, durable: bool = True) -> None:
+    """Write beside a file or folder of the cache, which may come later, that these are its bytes. Raises OSError.
+
+    ``durable`` as in ``atomic.replace``.
+    """
+    atomic.replace(_beside(path), _mac(_shared_key(), [*path.parts[-2:], digest]), durable=durable)
 
 
 def is_sealed(path: Path, digest: str) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
-from parbake.core.access import PRIVATE, folder_mode
+from parbake.core.access import PRIVATE, folder_mode, private_folder
 from parbake.core.atomic import opened, own_folder
 from parbake.core.errors import DeadlineExceeded, DiskFull, EnvironmentProblem
 from parbake.core.interrupts import guarded
@@ -35,6 +35,27 @@ def cache_folder() -> Path:
         return Path(explicit)
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "parbake"
+
+
+def part_of(cache: Path, *names: str) -> Path:
+    """Make a folder in the cache, for this user alone, when it is missing, and return it.
+
+    It is the one door to the cache, which may come from where others write to it: raises EnvironmentProblem where a
+    link stands in the place of the folder, or of one above it in the cache.
+    """
+    folder = cache
+    for name in names:
+        folder = private_folder(folder / name, links=False)
+    return folder
+
+
+def parts_of(cache: Path) -> Iterator[Path]:
+    """Yield the folder of the cache and those in it in which runs work, none of them behind a link."""
+    yield cache
+    for depth in ("*", "*/*"):
+        for folder in sorted(cache.glob(depth)):
+            if not any(each.is_symlink() for each in (folder, folder.parent)) and folder.is_dir():
+                yield folder
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -62,12 +63,12 @@ def last_rollout(store: Store, fleet: str) -> list[Event]:
 
 
 def _newest_first(store: Store, fleet: str) -> Iterator[Event]:
-    from parbake.records.store import trail
+    from parbake.records.store import state_of, trail
 
     names = trail.names(store, fleet)
     with ThreadPoolExecutor(_THREADS) as pool:
         for start in range(0, len(names), _A_READ):  # no more than the last rollout takes
-            for held in pool.map(store.get, names[start : start + _A_READ]):
+            for held in pool.map(partial(state_of, store), names[start : start + _A_READ]):
                 if held and (event := _read(held.content)):
                     yield event
 

@@ -27,10 +27,10 @@ def begin(address: str, name: str, now: Begun, *, before: str = "", again: bool 
     Raises InputError where it was asked for before the last one was, or (unless ``again``) hands out what is older than
     the last; Moved where another one begins in this moment.
     """
-    from parbake.records.store import open_store  # workers start without it
+    from parbake.records.store import open_store, state_of  # workers start without it
 
     store, path = open_store(address), f"begun/{name}.json"
-    held = store.get(path)
+    held = state_of(store, path)
     last = _read(held.content) if held else None
     if last and last.run == now.run:  # a second try
         return

@@ -35,7 +35,9 @@ def add(address: str, key: str, note: Note) -> None:
 
 def read(store: Store, key: str) -> Note | None:
     """Return why a key is not tried again; None where it is, as where somebody has broken the note."""
-    if held := store.get(f"{_FOLDER}{key}"):
+    from parbake.records.store import state_of
+
+    if held := state_of(store, f"{_FOLDER}{key}"):
         with suppress(ValueError, TypeError, AttributeError, RecursionError):
             document = json.loads(held.content)
             return Note(**{name: str(document[name]) for name in Note.__dataclass_fields__ if name in document})

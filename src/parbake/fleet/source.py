@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from parbake.core.errors import InputError
 from parbake.core.run import run
 from parbake.core.sealed import bind, is_bound
-from parbake.core.workspace import cache_folder, lock, publish, remove_tree, work_folder
+from parbake.core.workspace import WORK, cache_folder, lock, part_of, publish, remove_tree, work_folder
 from parbake.fleet.engine.tasks import Root
 
 if TYPE_CHECKING:
@@ -52,12 +52,11 @@ def checked_out(root: Root) -> Path:
         return folder
     if not _COMMIT.fullmatch(root.commit):
         raise InputError(f"{root.commit!r} is not a commit")
-    places = cache_folder() / "fleet-sources"
-    place = places / hashlib.sha256(root.git.encode()).hexdigest()[:16] / root.commit
+    places = part_of(cache_folder(), "fleet-sources")
+    place = part_of(places, hashlib.sha256(root.git.encode()).hexdigest()[:16]) / root.commit
     if is_bound(place):
         return place
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with lock(places / ".parbake" / f"{place.parent.name}.lock", what=root.git), work_folder(places, "source") as work:
+    with lock(places / WORK / f"{place.parent.name}.lock", what=root.git), work_folder(places, "source") as work:
         if is_bound(place):
             return place
         remove_tree(place)

@@ -24,13 +24,12 @@ from pathlib import Path
 from queue import Empty, Queue, SimpleQueue
 from typing import Final, Self, override
 
-from parbake.core.access import private_folder
 from parbake.core.errors import BadContent, CacheDamaged, DeadlineExceeded, EnvironmentProblem, LayerError
 from parbake.core.events import Events
 from parbake.core.model import GIB, Descriptor, Image
 from parbake.core.sources import Readable, Source
 from parbake.core.units import size_of
-from parbake.core.workspace import WORK, lock, remove_leftovers, work_folder
+from parbake.core.workspace import WORK, lock, part_of, remove_leftovers, work_folder
 
 VARIABLE: Final = "PARBAKE_LAYER_CACHE"
 FOLDER: Final = "layers"
@@ -57,9 +56,13 @@ class CachedLayer:
 
 
 def cached(sources: Sources, cache: Path, events: Events) -> Sources:
-    """Return sources that go through the cache where it is on, else ``sources`` itself."""
+    """Return sources that go through the cache where it is on and can be used, else ``sources`` itself."""
     limit = size_of(os.environ.get(VARIABLE, ""), VARIABLE)
-    return CachingSources(sources, cache / FOLDER, limit, events) if limit else sources
+    try:
+        return CachingSources(sources, part_of(cache, FOLDER), limit, events) if limit else sources
+    except (OSError, EnvironmentProblem) as error:
+        events.warn(f"layers are not cached: {error}")
+        return sources
 
 
 def entries(folder: Path) -> list[CachedLayer]:
@@ -140,7 +143,7 @@ class CachingSources:
     def has_room(self, descriptor: Descriptor, travels: int) -> bool:
         """Whether a layer fits into the cache, and the disk is large enough for it and the bake."""
         with suppress(OSError, EnvironmentProblem):
-            private_folder(self._folder, links=False)
+            part_of(self._folder.parent, FOLDER)
             status = os.statvfs(self._folder)
             free = status.f_bavail * status.f_frsize
             return descriptor.size <= self._limit and free > travels * _GROWTH + GIB

@@ -10,7 +10,7 @@ from parbake import records
 from parbake.bakefile import Bakefile
 from parbake.core.emulation import sweep
 from parbake.core.events import Events
-from parbake.core.workspace import WORK, cache_folder, remove_leftovers, remove_tree
+from parbake.core.workspace import WORK, cache_folder, parts_of, remove_leftovers, remove_tree
 from parbake.images.build import build
 from parbake.records.store import leases_of
 from parbake.workflows.identity import opened
@@ -71,9 +71,8 @@ def clean(output: Path, *, caches: bool = False) -> tuple[Path, ...]:
     cache = cache_folder()
     sweep()
     removed = [*records.sweep(output, kept=True)]
-    for folder in (cache, *cache.glob("*/"), *cache.glob("*/*/")):
-        if folder.resolve().is_relative_to(cache.resolve()):  # a link in it leads to what is another's
-            removed += remove_leftovers(folder, kept=True)
+    for folder in parts_of(cache):
+        removed += remove_leftovers(folder, kept=True)
     if caches and cache.is_dir():
         if (cache / "images").is_dir():
             build.clear(cache)

@@ -17,7 +17,7 @@ from parbake.core.model import Base, Image, Plan
 from parbake.core.plan import cautions, make_plan
 from parbake.core.reference import Reference
 from parbake.core.signing import Signer, public_key
-from parbake.core.workspace import cache_folder, room_for, work_folder
+from parbake.core.workspace import cache_folder, part_of, room_for, work_folder
 from parbake.images import pause
 from parbake.images.registry import Layout, Registry
 from parbake.records import Record, genuine
@@ -288,8 +288,8 @@ def sandbox_of(run: Session) -> Image | None:
     # A `localhost/` name, such as that of EKS's nodes, can be pulled from nowhere: ours serves under it.
     if bakefile.sandbox == "auto" and not pause.available(bakefile.platform):
         return None
-    with room_for(run.cache / "pause"):
-        layout = pause.layout(run.cache / "pause", bakefile.platform)
+    with room_for(run.cache):
+        layout = pause.layout(part_of(run.cache, "pause"), bakefile.platform)
     image = Layout(layout).resolve(Reference.parse(pause.REFERENCE), bakefile.platform)
     return image.model_copy(update={"reference": str(reference)})
 

@@ -8,6 +8,7 @@ import pytest
 
 from parbake.core.errors import InputError
 from parbake.fleet.begun import Begun, begin
+from parbake.records.store.port import MOST
 
 NAME = "rollout/shop"
 OLD, NEW = Begun("2026-12-01T10:00:00", "2026-12-01", "r1"), Begun("2026-12-02T10:00:00", "2026-12-02", "r2")
@@ -46,3 +47,12 @@ def test_what_is_older_than_what_was_rolled_out_last_begins_when_somebody_says_s
         begin(str(tmp_path), NAME, older)
     assert "--again" in caught.value.hint
     begin(str(tmp_path), NAME, older, again=True)
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"[]", bytes(MOST + 1)], ids=["odd", "list", "large"])
+def test_a_note_that_somebody_has_broken_is_replaced(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "begun/rollout").mkdir(parents=True)
+    (tmp_path / f"begun/{NAME}.json").write_bytes(content)
+    begin(str(tmp_path), NAME, NEW)
+    with pytest.raises(InputError, match="was asked for at"):
+        begin(str(tmp_path), NAME, OLD)

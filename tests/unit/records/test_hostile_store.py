@@ -22,10 +22,11 @@ from parbake.records.store import Need, held, identity_of, leases, needed, note,
 from parbake.records.store.folder import FolderStore
 from parbake.records.store.leases import Lease, LeaseClaim
 from parbake.records.store.notes import StoreNotes
-from parbake.records.store.port import MOST, Listed, Store, StoredObject
+from parbake.records.store.port import MOST, Listed, Store, StoredObject, TooLarge
 from parbake.records.store.shared import Shared
 from tests.fakes.odd import odd_bytes, with_something_odd
 from tests.fakes.shared_bakes import Machine, content
+from tests.fakes.trees import untouched
 
 HEX = "0123456789abcdef" * 4
 NAMES = (
@@ -49,22 +50,6 @@ def lay_out(folder: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(f"{folder.name}'s".encode())
         os.utime(path, (OLD, OLD))
-
-
-def state(folder: Path) -> dict[str, object]:
-    found: dict[str, object] = {}
-    for path in sorted(folder.rglob("*")):
-        status = path.lstat()
-        kept = path.read_bytes() if path.is_file() else b""
-        found[str(path)] = (
-            status.st_ino,
-            status.st_mode,
-            status.st_nlink,
-            status.st_mtime_ns,
-            status.st_ctime_ns,
-            kept,
-        )
-    return found
 
 
 def every_operation(store: Store, shared: Shared) -> Iterator[Callable[[], object]]:
@@ -99,12 +84,12 @@ def test_no_link_in_a_folder_store_leads_anywhere(place: str, tmp_path: Path) ->
     planted.rename(tmp_path / "moved")
     planted.symlink_to(outside / place)
     machine = Machine(tmp_path / "one", str(there))
-    before = state(outside)
+    before = untouched(outside)
     for operation in every_operation(machine.store, machine.shared):
         said: object = None
         with suppress(ParbakeError):
             said = operation()
-        assert state(outside) == before
+        assert untouched(outside) == before
         assert not isinstance(said, StoredObject) or said.content != b"outside's"
         behind = outside / place
         if isinstance(said, list) and behind.is_dir():
@@ -181,15 +166,14 @@ class Lying(Store):
         self.most = max(self.most, most)
         found = self.objects.get(name)
         if found is not None and len(found) > most:
-            raise BadContent("more than that")
+            raise TooLarge(name, self.url, most, hashlib.sha256(found).hexdigest())
         return None if found is None else StoredObject(found, hashlib.sha256(found).hexdigest())
 
     def add(self, name: str, content: bytes) -> bool:
         return self.objects.setdefault(name, content) is content
 
     def replace(self, name: str, content: bytes, version: str) -> bool:
-        held = self.get(name)
-        if held is None or held.version != version:
+        if hashlib.sha256(self.objects.get(name, b"")).hexdigest() != version:
             return False
         self.objects[name] = content
         return True
@@ -298,6 +282,19 @@ NOTES = {
     "quarantine/{key}": {"cell": "a", "error": "b", "message": "c"},
     "identity": "0123456789abcdef",
 }
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"[]", b"{}", bytes(MOST + 1)], ids=["odd", "list", "empty", "large"])
+def test_a_broken_lease_or_note_is_as_if_it_were_not_there(
+    content: bytes, truth: dict[str, Any], machine: Machine
+) -> None:
+    store, key = told(truth, {}), truth["key"]
+    places = {name.format(key=key) for name in NOTES} - {"identity"}
+    store.objects |= dict.fromkeys(places, content)
+    for reader in every_reader(store, machine, truth["artefact"], key):
+        reader()
+    note(store, Need(fleet="shop"))
+    assert quarantine.read(store, key) is None
 
 
 @given(data=st.data())

@@ -122,19 +122,22 @@ def test_a_write_right_after_the_look_at_the_file_shows(tmp_path: Path) -> None:
         assert not known.holds(path.stat())
 
 
-@pytest.mark.parametrize("planted", ["note", "folder", "link", "digest"])
-def test_a_memory_that_others_can_write_is_none(planted: str, memory: Memory, tmp_path: Path) -> None:
+@pytest.mark.parametrize("planted", ["digest", "of another state", "of another key", "folder"])
+def test_a_memory_that_others_have_written_is_none(
+    planted: str, memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (note,) = (tmp_path / "cache/digests").iterdir()
     match planted:
-        case "note":
-            note.chmod(0o666)
-        case "folder":
-            note.parent.chmod(0o777)
-        case "link":
-            note.rename(tmp_path / "mine")
-            note.symlink_to(tmp_path / "mine")
         case "digest":
             note.write_text(digest("y")[7:])
+        case "of another state":
+            memory.path.write_bytes(b"other")
+            note.rename(f"{memory._note(memory.path.stat())}.seal")
+        case "of another key":
+            monkeypatch.setenv("PARBAKE_CACHE_KEY", "k" * 32)
+        case "folder":
+            note.parent.rename(tmp_path / "theirs")
+            note.parent.symlink_to(tmp_path / "theirs")
     assert not memory.holds(memory.path.stat())
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from parbake.core import sealed
-from parbake.core.access import private_folder
 from parbake.core.emulation import runnable
 from parbake.core.errors import BadReference, Denied, InputError, NoSuchImage, RegistryError
 from parbake.core.events import Events
@@ -24,7 +23,7 @@ from parbake.core.files import read_file
 from parbake.core.model import MIB, Digest, Frozen, Image, Platform, RegistryOptions
 from parbake.core.reference import Reference
 from parbake.core.roles import Role
-from parbake.core.workspace import lock, publish, remove_leftovers, remove_tree, work_folder
+from parbake.core.workspace import lock, part_of, publish, remove_leftovers, remove_tree, work_folder
 from parbake.images.build import STORES, BuildPlace, BuildTool, Request, choose
 from parbake.images.build.context import BuildSpec, IgnoreRules, digest
 from parbake.images.registry import Layout, Registry
@@ -152,7 +151,7 @@ def clear(cache: Path) -> None:
 
 
 def _locked(cache: Path) -> AbstractContextManager[None]:
-    return lock(private_folder(cache / _FOLDER, links=False) / "lock", what=f"the builder's store in {cache}")
+    return lock(part_of(cache, _FOLDER) / "lock", what=f"the builder's store in {cache}")
 
 
 def _request(spec: BuildSpec, tag: str, platform: Platform, key: str) -> Request:
@@ -218,7 +217,7 @@ def local_layout(reference: Reference, platform: Platform, key: str, cache: Path
 
 
 def _export(tool: BuildTool, tag: str, layout: Path) -> None:
-    layout.parent.mkdir(parents=True, exist_ok=True)
+    part_of(layout.parents[2], _FOLDER, layout.parent.name)
     remove_leftovers(layout.parent)
     with work_folder(layout.parent, "export") as beside:
         tool.export(tag, beside / "layout")

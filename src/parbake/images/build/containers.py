@@ -8,12 +8,11 @@ import shutil
 from pathlib import Path
 from typing import override
 
-from parbake.core.access import private_folder
 from parbake.core.errors import CommandFailed, EnvironmentProblem
 from parbake.core.reference import Reference
 from parbake.core.run import isolated, run
 from parbake.core.sealed import bind, is_bound
-from parbake.core.workspace import remove, remove_tree
+from parbake.core.workspace import part_of, remove, remove_tree
 from parbake.images.build.common import (
     BUILD_TIMEOUT,
     PROBE_TIMEOUT,
@@ -149,7 +148,7 @@ def open_store(name: str, place: BuildPlace) -> Containers:
             raise EnvironmentProblem(
                 f"{folder} cannot be removed: {error}", hint=f"remove it: buildah unshare rm -r {folder}"
             ) from error
-    private_folder(folder, links=False)
+    part_of(place.cache, name)
     bind(folder)
     tools = [Containers(name, place, driver) for driver in _STORAGE_DRIVERS]
     for tool in tools[:-1]:

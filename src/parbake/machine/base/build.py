@@ -16,13 +16,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from parbake.core import sealed
-from parbake.core.access import private_folder
 from parbake.core.emulation import runnable
 from parbake.core.errors import CommandFailed, DiskFull, EnvironmentProblem
 from parbake.core.events import Events
 from parbake.core.model import Platform
 from parbake.core.run import find, isolated, need_root, run
-from parbake.core.workspace import lock, publish, remove_leftovers, work_folder
+from parbake.core.workspace import lock, part_of, publish, remove_leftovers, work_folder
 from parbake.machine.base import native
 from parbake.machine.base.grub import MODULES, PACKAGES, install_bios, make_bios_core, make_efi_program
 from parbake.machine.base.recipe import Recipe, describe, files
@@ -61,7 +60,7 @@ def ensure(
     ours = _is_ours(disk, events)
     if not ours:
         need_root("making the default base image")
-    private_folder(folder, links=False)
+    part_of(cache, folder.name)
     if ours:
         return disk
     with lock(disk.with_suffix(".lock"), what="the default base image"):

@@ -20,7 +20,7 @@ from parbake.core.events import Events, Task
 from parbake.core.files import read_file
 from parbake.core.model import MIB
 from parbake.core.run import run
-from parbake.core.workspace import room_for
+from parbake.core.workspace import part_of, room_for
 from parbake.machine.disk.formats import inspect, name
 
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
@@ -59,14 +59,13 @@ def describe(image: Path, cache: Path, events: Events) -> DiskFile:
     except OSError as error:
         raise InputError(f"{image}: {error.strerror}", hint="check `base` in the Bakefile") from None
     name = hashlib.sha256(json.dumps(state(image, status)).encode()).hexdigest()
-    remembered = cache / "digests" / f"{name}.json"
+    remembered = part_of(cache, "digests") / f"{name}.json"
     with suppress(OSError, ValueError, TypeError):
         text = read_file(remembered, _MOST_SAID)
         if sealed.is_sealed(remembered, text.decode()):
             return DiskFile(**json.loads(text))
     info = inspect(image)
     found = DiskFile(f"sha256:{sha256_file(image, events)}", info["format"], int(info["virtual-size"]))
-    remembered.parent.mkdir(parents=True, exist_ok=True)
     with room_for(remembered):
         text = json.dumps(asdict(found)).encode()
         sealed.seal(remembered, text.decode())

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from parbake.core import atomic
+from parbake.core import sealed
 from parbake.core.blocks import BlockList
-from parbake.core.errors import ParbakeError
+from parbake.core.errors import EnvironmentProblem, ParbakeError
 from parbake.core.events import Events
 from parbake.core.run import sleep
-from parbake.core.workspace import room_for
+from parbake.core.workspace import part_of, room_for
 from parbake.machine.disk.blocks import block_list
 from parbake.machine.disk.files import complete_or_absent, reflink, state
 
@@ -47,34 +47,28 @@ class Memory:
     cache: Path
 
     def holds(self, status: os.stat_result) -> bool:
-        """Whether a file in this state is known to have these bytes, from a note that nobody else can have written."""
-        note = self._note(status)
-        with suppress(OSError):
-            if not atomic.is_private(note.parent.lstat()):
-                return False
-            with os.fdopen(os.open(note, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), encoding="ascii") as file:
-                return atomic.is_private(os.fstat(file.fileno())) and file.read() == self.digest
+        """Whether a file in this state is known to have these bytes, from a note with the seal of this user's key."""
+        with suppress(EnvironmentProblem):
+            return sealed.is_sealed(self._note(status), self.digest)
         return False
 
     def remember(self) -> None:
-        """Remember that the file's bytes are these as it is now. Raises OSError, DiskFull."""
+        """Remember that the file's bytes are these as it is now. Raises OSError, DiskFull, EnvironmentProblem."""
         now = time.clock_gettime_ns(_CLOCK_OF_CHANGES)
         while (status := self.path.stat()).st_ctime_ns >= now:  # a change in this same tick would not show
             sleep(0.001)
             now = time.clock_gettime_ns(_CLOCK_OF_CHANGES)
-        note = self._note(status)
-        with room_for(note):
-            note.parent.mkdir(parents=True, exist_ok=True)
-            atomic.replace(note, self.digest, durable=False)
+        with room_for(self.cache):
+            sealed.seal(self._note(status), self.digest, durable=False)
 
     def forget(self) -> None:
         """Compare the file's bytes the next time."""
-        with suppress(OSError):
-            self._note(self.path.stat()).unlink()
+        with suppress(OSError, EnvironmentProblem):
+            sealed.loosen(self._note(self.path.stat()))
 
     def _note(self, status: os.stat_result) -> Path:
         name = hashlib.sha256(json.dumps(["blocks", *state(self.path, status)]).encode()).hexdigest()
-        return self.cache / "digests" / name
+        return part_of(self.cache, "digests") / name
 
 
 def copy_listed(source: Path, target: Path, listed: BlockList, events: Events, *, memory: Memory | None) -> Path | None:

@@ -18,7 +18,7 @@ from parbake.records.store.entries import Entry
 from parbake.records.store.identity import identity_of
 from parbake.records.store.leases import Lease, claimed, held
 from parbake.records.store.needs import Need, needed, note
-from parbake.records.store.port import Listed, Store, StoredObject
+from parbake.records.store.port import Listed, Store, StoredObject, state_of
 from parbake.records.store.shared import Shared
 
 __all__ = [
@@ -40,5 +40,6 @@ __all__ = [
     "open_store",
     "refreshed_output",
     "session_store",
+    "state_of",
     "trail",
 ]

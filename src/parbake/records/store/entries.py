@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 
 from parbake.core.errors import BadContent
 from parbake.core.model import FILE_NAME, FileName, Frozen
-from parbake.records.store.port import Store
+from parbake.records.store.port import Store, state_of
 
 _HEX = r"^[0-9a-f]{64}$"
 _MOST_FILES, _MOST_BYTES = 16, 256 << 20  # beside an artefact; the list of blocks of a terabyte has 150 MB
@@ -73,9 +73,13 @@ def parse_entry(content: bytes, name: str, store: Store) -> Entry:
 
 
 def put_object(store: Store, content: bytes) -> StoredFile:
-    """Make sure that a content is in the store; return what names it."""
+    """Make sure that a content is in the store; return what names it. What others have put in its place is replaced."""
     digest = hashlib.sha256(content).hexdigest()
-    store.add(f"{OBJECTS}{digest}", content)
+    name = f"{OBJECTS}{digest}"
+    if not store.add(name, content):
+        there = state_of(store, name, len(content))
+        if there is None or there.content != content:
+            store.replace(name, content, there.version) if there else store.add(name, content)
     return StoredFile(sha256=digest, size=len(content))
 
 

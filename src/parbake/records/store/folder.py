@@ -16,13 +16,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 from parbake.core import atomic
 from parbake.core.access import PRIVATE
 from parbake.core.errors import EnvironmentProblem, InputError
 from parbake.core.files import open_file, read_bounded
 from parbake.core.workspace import room_for
-from parbake.records.store.port import MOST, Listed, StoredObject, bounded
+from parbake.records.store.port import MOST, Listed, StoredObject, TooLarge
 
 _LOCK = ".lock"
 _LOCK_FILE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -30,6 +31,8 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OWN_FOLDER = 0o700
 _DEEPEST = 2  # folders below the store's own, of any object's name
 _LATEST = 253402300799.0  # the last second that Python's calendar has; file systems know later ones
+_LARGE = "large-"  # the version of an object that nobody reads
+_HASHED = 256 << 20  # as large as any object of parbake's
 _LOOK = "look at what it is: others who can write to the folder may have put it there; remove it"
 
 
@@ -45,13 +48,15 @@ class FolderStore:
         return str(self._root)
 
     def get(self, name: str, most: int = MOST) -> StoredObject | None:
-        """Return an object, None where there is none. Raises BadContent where it has more than ``most`` bytes."""
+        """Return an object, None where there is none. Raises TooLarge where it has more than ``most`` bytes."""
         try:
-            with self._folder(name) as (folder, base), open_file(base, folder=folder) as file:
-                content = read_bounded(file, most)
+            with self._opened(name) as file:
+                content, large = read_bounded(file, most), _version_of_large(file)
         except FileNotFoundError:
             return None
-        return StoredObject(bounded(content, name, self.url, most), _version(content))
+        if len(content) > most:
+            raise TooLarge(name, self.url, most, large)
+        return StoredObject(content, _version(content))
 
     def add(self, name: str, content: bytes) -> bool:
         """Write an object that does not exist yet; False where it does. Raises DiskFull."""
@@ -66,8 +71,10 @@ class FolderStore:
     def replace(self, name: str, content: bytes, version: str) -> bool:
         """Write an object whose state is still ``version``; False where it is another one. Raises DiskFull."""
         with suppress(FileNotFoundError), self._locked():
-            held = self.get(name)
-            if held and held.version == version:
+            with self._opened(name) as file:
+                large = version.startswith(_LARGE)
+                now = _version_of_large(file) if large else _version(read_bounded(file, _HASHED))
+            if now == version:
                 self._write(name, content, first=False)
                 return True
         return False
@@ -95,6 +102,12 @@ class FolderStore:
         path = self._root / name
         with self._told(name), atomic.opened(path.parent, beneath=self._root, make=None) as folder:
             yield folder, path.name
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[BinaryIO]:
+        """Yield an object, open. Raises FileNotFoundError where there is none."""
+        with self._folder(name) as (folder, base), open_file(base, folder=folder) as file:
+            yield file
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -148,3 +161,8 @@ def _below(folder: int, path: str, beginning: str, deeper: int) -> Iterator[List
 
 def _version(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+def _version_of_large(file: BinaryIO) -> str:
+    status = os.fstat(file.fileno())
+    return f"{_LARGE}{status.st_ino}-{status.st_size}-{status.st_mtime_ns}"

@@ -25,13 +25,14 @@ from pydantic import Field, ValidationError
 from parbake.core import atomic
 from parbake.core.errors import ClaimLost, ParbakeError
 from parbake.core.events import Events
+from parbake.core.files import open_file, read_bounded
 from parbake.core.model import Frozen
 from parbake.core.run import sleep
 from parbake.core.timestamps import read_timestamp, timestamp
-from parbake.core.workspace import cache_folder, lock
+from parbake.core.workspace import cache_folder, lock, part_of
 from parbake.records.store import notes
 from parbake.records.store.notes import StoreNotes
-from parbake.records.store.port import Store, listed
+from parbake.records.store.port import Store, listed, state_of
 
 FOLDER = "leases/"
 _NAME = re.compile(rf"{FOLDER}[0-9a-f]{{64}}(\.[a-z0-9-]+)?")
@@ -45,6 +46,7 @@ _SPARED = timedelta(minutes=10)  # clocks of machines and stores differ; what a 
 _SAME_RUN = timedelta(hours=1)  # what a run has made expires some hours after it began
 _MOST = 1 << 53  # as far as every reader of JSON counts
 _LONGEST_WAIT = 24 * 3600.0
+_MACHINE, _LONGEST_NAME = re.compile(r"[0-9a-f]{16}"), 64
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -71,12 +73,11 @@ class Lease(Frozen):
 
 def this_machine() -> str:
     """Return a name of this machine that no other has: machines that were cloned differ by their boot."""
-    path = cache_folder() / "machine"
-    try:
-        own = path.read_text().strip()
-    except FileNotFoundError:
+    path, own = part_of(cache_folder(), "claims") / "machine", ""
+    with suppress(OSError, UnicodeDecodeError), open_file(path, links=False) as file:
+        own = read_bounded(file, _LONGEST_NAME).decode().strip()
+    if not _MACHINE.fullmatch(own):  # others can see it: what somebody has put there may be no secret of ours
         own = os.urandom(8).hex()
-        path.parent.mkdir(parents=True, exist_ok=True)
         atomic.replace(path, f"{own}\n")
     with suppress(OSError):
         return f"{own}.{_BOOT_ID.read_text().strip()[:8]}"
@@ -90,7 +91,7 @@ def held(store: Store) -> dict[str, Lease]:
     """
     found = {}
     for each in listed(store, FOLDER, _NAME):
-        if datetime.now(UTC) - each.modified < _SPARED and (there := store.get(each.name)):
+        if datetime.now(UTC) - each.modified < _SPARED and (there := state_of(store, each.name)):
             lease = _parsed(there.content)
             if lease and not lease.free:
                 found[each.name.removeprefix(FOLDER).partition(".")[0]] = lease
@@ -136,7 +137,7 @@ class LeaseClaim:
         """Get the lease; wait while another machine holds it and gives signs of life. Raises what asking raises."""
         seen, since, noticed = b"", 0.0, False
         while True:
-            there = self._store.get(self._name)
+            there = state_of(self._store, self._name)
             lease = _parsed(there.content) if there else None
             if there and lease and not lease.free and lease.holder != self._holder:
                 if not noticed:
@@ -170,7 +171,7 @@ class LeaseClaim:
         asked, text = _now(), lease.text()
         done = self._store.add(self._name, text) if version is None else self._store.replace(self._name, text, version)
         if not done:  # or it was, and the answer was lost on its way
-            there = self._store.get(self._name)
+            there = state_of(self._store, self._name)
             done = there is not None and there.content == text
         if done:
             self._lease, self._confirmed = lease, asked
@@ -200,7 +201,7 @@ class LeaseClaim:
                 self._rewrite(self._lease.model_copy(update={"beat": self._lease.beat + 1}))
 
     def _rewrite(self, lease: Lease) -> None:
-        there = self._store.get(self._name)
+        there = state_of(self._store, self._name)
         if there and there.content == self._lease.text() and self._written(lease, there.version):
             return
         other = _parsed(there.content) if there else None
@@ -242,7 +243,7 @@ def claimed(store: Store, key: str, what: str, events: Events) -> Iterator[Lease
     """
     claim = LeaseClaim(store, key, what, events)
     with lock(
-        cache_folder() / "claims" / f"{key}.lock",
+        part_of(cache_folder(), "claims") / f"{key}.lock",
         what=f"the bake of {what}",
         timeout=_LONGEST_WAIT,
         waiting=lambda: events.note(f"another parbake is working on {what}: waiting"),

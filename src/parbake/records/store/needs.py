@@ -16,7 +16,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from parbake.core.model import Frozen
-from parbake.records.store.port import Store, listed
+from parbake.records.store.port import Store, listed, state_of
 
 FOLDER = "rollouts/"
 _NAME = re.compile(rf"{FOLDER}.+\.[0-9a-f]{{16}}")
@@ -51,7 +51,7 @@ class Need(Frozen):
 def note(store: Store, need: Need) -> None:
     """Let a store have what a rollout needs, instead of what the one before needed. Raises what asking raises."""
     while True:
-        there = store.get(need.name)
+        there = state_of(store, need.name)
         written = store.replace(need.name, need.text(), there.version) if there else store.add(need.name, need.text())
         if written:
             return
@@ -61,7 +61,7 @@ def needed(store: Store) -> dict[str, str]:
     """Return who needs what, in words, by the beginning of a content key, an id, or an artefact's name."""
     found: dict[str, str] = {}
     for each in listed(store, FOLDER, _NAME):
-        if datetime.now(UTC) - each.modified > _EXPIRY or not (there := store.get(each.name)):
+        if datetime.now(UTC) - each.modified > _EXPIRY or not (there := state_of(store, each.name)):
             continue
         with suppress(ValidationError):  # it is of a later version, or somebody else's
             need = Need.model_validate_json(there.content)

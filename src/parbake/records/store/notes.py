@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 
 from parbake.core.errors import ClaimLost
-from parbake.records.store.port import Store
+from parbake.records.store.port import Store, state_of
 
 FOLDER = "notes/"
 NAME = re.compile(rf"{FOLDER}[0-9a-f]{{64}}\.[A-Za-z0-9._-]+\.(?P<series>[0-9]{{4}})-[0-9]{{6}}")
@@ -36,7 +36,7 @@ class StoreNotes:
         newest = found[-1]["series"] if found else "0"
         names = [match[0] for match in found if match["series"] == newest]
         self._series, self._count = int(newest), len(names)
-        held = (self._store.get(name) for name in names)
+        held = (state_of(self._store, name) for name in names)
         return "".join(each.content.decode(errors="replace") for each in held if each)
 
     def begin(self, line: str) -> None:

@@ -44,7 +44,7 @@ class Store(Protocol):
         """What the user calls it."""
 
     def get(self, name: str, most: int = MOST) -> StoredObject | None:
-        """Return an object, None where there is none. Raises BadContent where it has more than ``most`` bytes."""
+        """Return an object, None where there is none. Raises TooLarge where it has more than ``most`` bytes."""
 
     def add(self, name: str, content: bytes) -> bool:
         """Write an object that does not exist yet; False where it does, whose content stays."""
@@ -64,10 +64,21 @@ def listed(store: Store, prefix: str, pattern: re.Pattern[str]) -> Iterator[List
     return (each for each in store.list(prefix) if pattern.fullmatch(each.name))
 
 
-def bounded(content: bytes, name: str, url: str, most: int) -> bytes:
-    """Return what was read of an object; raises BadContent where that is more than ``most`` bytes."""
-    if len(content) > most:
-        raise BadContent(
+class TooLarge(BadContent):
+    """An object has more bytes than whoever asks for it wants. ``version`` names its state, for ``replace``."""
+
+    json_name = BadContent.json_name
+
+    def __init__(self, name: str, url: str, most: int, version: str) -> None:
+        super().__init__(
             f"{name} in {url} has more than {most} bytes", hint="somebody has changed the store: remove the object"
         )
-    return content
+        self.version = version
+
+
+def state_of(store: Store, name: str, most: int = MOST) -> StoredObject | None:
+    """Return an object that may be damaged, as ``get`` does: one that is too large without its content."""
+    try:
+        return store.get(name, most)
+    except TooLarge as error:
+        return StoredObject(b"", error.version)

@@ -13,7 +13,7 @@ from typing import Any
 
 from parbake import aws
 from parbake.core.errors import AwsError, AwsNotFound, EnvironmentProblem
-from parbake.records.store.port import MOST, Listed, StoredObject, bounded
+from parbake.records.store.port import MOST, Listed, StoredObject, TooLarge
 
 _MISSING = {"NoSuchKey", "404"}
 _NOT_THE_SAME = {"PreconditionFailed", "412", *_MISSING}
@@ -33,16 +33,17 @@ class S3Store:
         return f"s3://{self._bucket}/{self._prefix}".rstrip("/")
 
     def get(self, name: str, most: int = MOST) -> StoredObject | None:
-        """Return an object, None where there is none. Raises AwsError, BadContent (more than ``most`` bytes)."""
+        """Return an object, None where there is none. Raises AwsError, TooLarge (more than ``most`` bytes)."""
         try:
             with self._told():
                 answer = self._client.get_object(Bucket=self._bucket, Key=self._key(name))
                 with aws.translating("s3", "get_object", self._region):
                     body = answer["Body"]
                     content = body.read(most + 1)
-                    if len(content) <= most:
-                        body.read(1)  # botocore compares length and checksum when it is told of the end
-                    return StoredObject(bounded(content, name, self.url, most), answer["ETag"])
+                    if len(content) > most:
+                        raise TooLarge(name, self.url, most, answer["ETag"])
+                    body.read(1)  # botocore compares length and checksum when it is told of the end
+                    return StoredObject(content, answer["ETag"])
         except AwsError as error:
             if error.code in _MISSING:
                 return None

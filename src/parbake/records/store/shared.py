@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -39,7 +39,7 @@ from parbake.records.store.entries import (
     put_object,
 )
 from parbake.records.store.packs import Index, fetch, send
-from parbake.records.store.port import Store, StoredObject, listed
+from parbake.records.store.port import Store, StoredObject, listed, state_of
 
 _ALIKE = 3  # the newest artefacts of the name, whose packs may have most of a new one's blocks
 _THREADS = 8
@@ -49,22 +49,19 @@ _GRACE = timedelta(days=1)  # an object that no entry names yet may be part of a
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """An entry with its record, as the store has them; ``text`` is the record's file.
-
-    ``trusted`` is False where the Bakefile trusts keys and none of them has signed it: then it does not count.
-    """
+    """An entry with its record, as the store has them; ``text`` is the record's file."""
 
     held: StoredObject
     entry: Entry
     record: Record
     text: bytes
-    trusted: bool
 
 
 class Shared:
     """A Bakefile's artefacts in a store. Calls that change ``output`` want ``records.in_use`` held.
 
-    Where the Bakefile names keys in ``trust``, entries that none of them has signed count as none, with a warning.
+    An entry that is damaged, or signed by no key in the Bakefile's ``trust`` (if it names any), does not count: with a
+    warning, it is as if it were not there, and the next bake of its key replaces it.
     """
 
     def __init__(self, store: Store, bakefile: Bakefile, events: Events) -> None:
@@ -73,44 +70,46 @@ class Shared:
         self._keys = [public_key(path) for path in bakefile.trust]
 
     def find(self, artefact: str) -> Record | None:
-        """Return what the store has of an artefact; None where it has nothing. Raises BadContent."""
+        """Return what the store has of an artefact; None where it has nothing that counts."""
         found = self._counting(artefact)
         return found.record if found else None
 
     def fetch(self, artefact: str, *, disk: bool = True) -> None:
         """Make ``output`` hold what the store has of an artefact, if anything; without ``disk`` not its own bytes.
 
-        Raises BadContent where the store has something else than it says, DiskFull.
+        Raises DiskFull.
         """
         if found := self._counting(artefact):
-            self._place(found, disk=disk)
+            with self._ignoring():
+                self._place(found, disk=disk)
 
     def put(self, record: Record, *, replacing: bool = False, again: bool = False) -> Record:
         """Put an artefact of ``output`` into the store; return the record that counts: the first one.
 
-        With ``replacing`` whatever was there before gives way; with ``again`` a record of the same bytes does; and so
-        does what no trusted key has signed, to what one has. Raises EnvironmentProblem where others keep changing it.
+        With ``replacing`` whatever was there before gives way; with ``again`` a record of the same bytes does. So does
+        what does not count: where there are keys to trust, only to what one of them has signed. Raises
+        EnvironmentProblem where others keep changing it.
         """
+        name = entry_name(record.artefact)
         for _ in range(_TRIES):
-            found = self._find(record.artefact)
-            if found and not found.trusted:
-                if not self._is_signed_here(record):
-                    self._events.warn(f"{self._untrusted(found)}, and so does this one, which is not stored")
-                    return record
-                self._events.warn(f"{self._untrusted(found)}: it is replaced")
-            elif found and not replacing:
-                same = _same_bytes(record, found.record)
-                if found.text == folder.statement(record) or (
-                    same and not again and not _says_more(record, found.record)
-                ):
-                    return found.record
-                if not same:
-                    return self._yield_to(record, found)
-            entry = self._sent(record, found)
-            if found is None:
-                kept = self.store.add(entry.name, entry.text())
+            held = state_of(self.store, name)
+            found, wrong = None, ""
+            try:
+                found = self._read(held, record.artefact) if held else None
+                if found and not replacing and (first := self._first(record, found, again=again)):
+                    return first
+            except BadContent as error:
+                wrong = str(error)
+            if wrong and self._keys and not self._is_signed_here(record):
+                self._events.warn(f"{wrong}; nor has one signed this record, which is not stored")
+                return record
+            if wrong:
+                self._events.warn(f"{wrong}: it is replaced")
+            entry = self._sent(record, found, anew=bool(wrong))
+            if held is None:
+                kept = self.store.add(name, entry.text())
             else:
-                kept = self.store.replace(entry.name, entry.text(), found.held.version)
+                kept = self.store.replace(name, entry.text(), held.version)
             if kept:
                 return record
         raise self._busy(record.artefact)
@@ -130,7 +129,7 @@ class Shared:
             if record == found.record:
                 return record
             folder.write(self._output, record, signer)
-            entry = self._sent(record, found)
+            entry = self._sent(record, found, anew=False)
             if self.store.replace(entry.name, entry.text(), found.held.version):
                 return record
         raise self._busy(artefact)
@@ -147,7 +146,11 @@ class Shared:
                 continue
             second = here and mine is not None and not _same_bytes(mine, found.record)
             try:
-                with suppress(DeadlineExceeded), folder.in_use(self._output, found.record.artefact, timeout=0):
+                with (
+                    self._ignoring(),
+                    suppress(DeadlineExceeded),
+                    folder.in_use(self._output, found.record.artefact, timeout=0),
+                ):
                     self._place(found, disk=second)
             except (PermissionError, EnvironmentProblem) as error:  # a reader's; what is here can be shown all the same
                 self._events.warn(f"{found.record.artefact}: not fetched from {self.store.url} ({error})")
@@ -164,11 +167,18 @@ class Shared:
         return tuple(each for each in found if each and each.record.plan.name == self._name)
 
     def remove(self, artefacts: Iterable[str]) -> None:
-        """Remove artefacts, whatever has been named by no entry for a day, and the old end of the trail."""
+        """Remove artefacts, whatever has been named by no entry for a day, and the old end of the trail.
+
+        Where an entry is damaged, nobody knows what it named: then nothing of that goes, with a warning.
+        """
         for artefact in artefacts:
             self.store.remove(entry_name(artefact))
         objects = list(listed(self.store, OBJECTS, OBJECT_NAME))  # first: what an entry names from now on is younger
-        used = {name for each in listed(self.store, ENTRIES, ENTRY_NAME) for name in self._objects_of(each.name)}
+        try:
+            used = {name for each in listed(self.store, ENTRIES, ENTRY_NAME) for name in self._objects_of(each.name)}
+        except BadContent as error:
+            self._events.warn(f"{error}: until that is removed or replaced, no objects are removed from the store")
+            used, objects = set(), []
         for each in objects:
             if each.name not in used and datetime.now(UTC) - each.modified > _GRACE:
                 self.store.remove(each.name)
@@ -187,37 +197,39 @@ class Shared:
             files += [pack.object for pack in self._index(entry).packs]
         yield from (f"{OBJECTS}{file.sha256}" for file in files)
 
-    def _find(self, artefact: str) -> _Found | None:
+    def _read(self, held: StoredObject, artefact: str) -> _Found:
+        """Return what an entry says of an artefact; raises BadContent where it does not count."""
         name = entry_name(artefact)
-        held = self.store.get(name)
-        if held is None:
-            return None
         entry = parse_entry(held.content, name, self.store)
         if SUFFIX not in entry.files:
-            raise BadContent(f"{name} in {self.store.url} names no record", hint="`parbake bake --force` makes one")
+            raise BadContent(f"{name} in {self.store.url} names no record")
         text = get_object(self.store, entry.files[SUFFIX], artefact)
         try:
             record = folder.parse(text, self._output / f"{artefact}{SUFFIX}")
         except InputError as error:
-            raise BadContent(f"{self.store.url}: {error.message}", hint="`parbake bake --force` makes one") from error
+            raise BadContent(f"{self.store.url}: {error.message}") from error
         if (record.artefact, record.key) != (entry.artefact, entry.key):
-            raise BadContent(
-                f"{name} in {self.store.url} holds the record of {record.artefact}",
-                hint="somebody has changed it by hand: `parbake bake --force` writes a correct one",
-            )
-        return _Found(held, entry, record, text, self._is_trusted(entry, text))
+            raise BadContent(f"{name} in {self.store.url} holds the record of {record.artefact}")
+        if self._keys and not self._is_signed(entry, text):
+            raise BadContent(f"the record of {artefact} in {self.store.url} has the signature of no trusted key")
+        return _Found(held, entry, record, text)
 
     def _counting(self, artefact: str) -> _Found | None:
         """Return what the store has of an artefact, if it counts."""
-        found = self._find(artefact)
-        if found and not found.trusted:
-            self._events.warn(f"{self._untrusted(found)}: it is ignored")
-            return None
-        return found
+        with self._ignoring():
+            held = state_of(self.store, entry_name(artefact))
+            return self._read(held, artefact) if held else None
+        return None
 
-    def _is_trusted(self, entry: Entry, text: bytes) -> bool:
-        if not self._keys:
-            return True
+    @contextmanager
+    def _ignoring(self) -> Iterator[None]:
+        """Go on after the body where what the store has does not count, as if it had nothing."""
+        try:
+            yield
+        except BadContent as error:
+            self._events.warn(f"{error}: it is ignored")
+
+    def _is_signed(self, entry: Entry, text: bytes) -> bool:
         signed = entry.files.get(folder.ENVELOPE_SUFFIX)
         return signed is not None and self._signs(get_object(self.store, signed, entry.artefact), text)
 
@@ -229,9 +241,6 @@ class Shared:
         with suppress(NotSigned):
             return opened(envelope, self._keys)[0] == text
         return False
-
-    def _untrusted(self, found: _Found) -> str:
-        return f"the record of {found.record.artefact} in {self.store.url} has the signature of no trusted key"
 
     def _busy(self, artefact: str) -> EnvironmentProblem:
         return EnvironmentProblem(
@@ -280,8 +289,11 @@ class Shared:
             return folder.read(self._output / f"{artefact}{SUFFIX}")
         return None
 
-    def _sent(self, record: Record, found: _Found | None) -> Entry:
-        """Send the files of an artefact, and its bytes where the store has others or none; return its entry."""
+    def _sent(self, record: Record, found: _Found | None, *, anew: bool) -> Entry:
+        """Send the files of an artefact, and its bytes where the store has others or none; return its entry.
+
+        With ``anew`` no bytes that the store has are relied on.
+        """
         artefact = self._output / record.artefact
         with self._events.stage("store", f"Keep {record.artefact} in the store"):
             files = {
@@ -290,13 +302,13 @@ class Shared:
                 if path.exists()
             }
             index: StoredFile | None = None
-            if found and found.trusted and _same_bytes(record, found.record):
+            if found and not anew and _same_bytes(record, found.record):
                 index = found.entry.disk
             elif artefact.exists():
                 listed = folder.blocks_of(artefact, record)
                 if listed is None and (differs := damage(artefact, record, self._events)):
                     raise NotAsRecorded(artefact, differs)
-                made = send(self.store, artefact, listed, self._alike(record), self._events)
+                made = send(self.store, artefact, listed, () if anew else self._alike(record), self._events)
                 index = put_object(self.store, made.model_dump_json().encode())
         return Entry(artefact=record.artefact, key=record.key, files=files, disk=index)
 
@@ -321,12 +333,20 @@ class Shared:
                 f"{entry.artefact}: its index in {self.store.url} is damaged", hint="bake again"
             ) from error
 
-    def _yield_to(self, record: Record, found: _Found) -> Record:
-        """Take over the artefact that another machine has stored first."""
+    def _first(self, record: Record, found: _Found, *, again: bool) -> Record | None:
+        """Return the record that counts instead of one here: that of who was first, whose artefact is taken over.
+
+        Raises BadContent where its bytes are damaged.
+        """
+        same = _same_bytes(record, found.record)
+        if found.text == folder.statement(record) or (same and not again and not _says_more(record, found.record)):
+            return found.record
+        if same:
+            return None
+        self._place(found, disk=True)
         ours = ", ".join(there.image or there.snapshots[0].id for there in record.published.values())
         left = f"; {ours} is not referred to by it, and `parbake prune --aws` removes it" if ours else ""
         self._events.warn(f"another machine has baked {record.artefact} first: its record counts{left}")
-        self._place(found, disk=True)
         return found.record
 
 

@@ -22,7 +22,7 @@ from parbake.core.claim import Alone, Claim
 from parbake.core.errors import DeadlineExceeded, EnvironmentProblem, InputError, Moved
 from parbake.core.events import Events
 from parbake.core.plan import cautions
-from parbake.core.workspace import remove_leftovers
+from parbake.core.workspace import parts_of, remove_leftovers
 from parbake.records import genuine
 from parbake.workflows.bake.ahead import spare_worker
 from parbake.workflows.bake.sharing import make_and_share, using
@@ -58,7 +58,7 @@ def bake(bakefile_path: Path, events: Events, options: BakeOptions | None = None
     ):
         run = replace(session, signer=genuine.open_signer(session.bakefile), spare=spare)  # a wrong key shows first
         # Builds that were killed leave credentials there, and bakes what kept `clean --caches` from their images.
-        for folder in (run.cache, *run.cache.glob("*/")):
+        for folder in parts_of(run.cache):
             remove_leftovers(folder)
         remote, publisher = clouds_of(run.bakefile, options)
         if remote:

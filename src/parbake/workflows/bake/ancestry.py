@@ -8,7 +8,7 @@ from pathlib import Path
 
 from parbake import records
 from parbake.builders import ParentVolume
-from parbake.core.errors import DiskFull, InputError, VerificationFailed
+from parbake.core.errors import DiskFull, EnvironmentProblem, InputError, VerificationFailed
 from parbake.core.model import Plan
 from parbake.machine.disk import Memory
 from parbake.records import Record, genuine
@@ -86,5 +86,5 @@ def ancestor(plan: Plan, found: Sequence[Record]) -> Record | None:
 def remember(artefact: Path, record: Record, cache: Path) -> None:
     """Note that an artefact has the bytes of its record as it is now: nobody else has written to it yet."""
     if record.blocks:
-        with suppress(OSError, DiskFull):  # it spares time, nothing more
+        with suppress(OSError, DiskFull, EnvironmentProblem):  # it spares time, nothing more
             Memory(artefact, record.blocks.digest, cache).remember()

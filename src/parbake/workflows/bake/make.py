@@ -22,7 +22,7 @@ from parbake.core.model import Image, Plan, Published
 from parbake.core.run import need_root
 from parbake.core.signing import Signer
 from parbake.core.sources import Source
-from parbake.core.workspace import work_folder
+from parbake.core.workspace import part_of, work_folder
 from parbake.records import Record
 from parbake.records.held import state
 from parbake.workflows.bake import ancestry
@@ -49,7 +49,7 @@ def holding_layouts(cache: Path, plan: Plan) -> Iterator[None]:
     with ExitStack() as stack:
         layouts = [Path(image.layout) for image in plan.all_images if image.layout]
         for part in sorted({path.relative_to(cache).parts[0] for path in layouts if path.is_relative_to(cache)}):
-            stack.enter_context(work_folder(cache / part, plan.key[:12]))
+            stack.enter_context(work_folder(part_of(cache, part), plan.key[:12]))
         yield
 
 

@@ -18,7 +18,7 @@ from parbake.core.errors import CommandFailed, EnvironmentProblem
 from parbake.core.events import Events
 from parbake.core.model import Platform
 from parbake.core.run import isolated, need, need_root, run
-from parbake.core.workspace import lock, publish, remove_leftovers, work_folder
+from parbake.core.workspace import lock, part_of, publish, remove_leftovers, work_folder
 
 NAME = "forecast"
 SUITE = "trixie"
@@ -90,7 +90,7 @@ def prepare(folder: Path, *, events: Events, cache: Path, platform: Platform | N
 def _rootfs(events: Events, cache: Path, platform: Platform) -> Path:
     recipe = _recipe(platform)
     identity = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
-    folder = cache / "sample"
+    folder = part_of(cache, "sample")
     finished = folder / f"rootfs-{identity[:16]}.tar"
     with lock(folder / "lock", what="the sample's root file system"):
         remove_leftovers(folder)
