@@ -31,7 +31,8 @@ from parbake.machine.disk.inherit import Memory
 from parbake.records.store import claimed
 from parbake.records.store.folder import FolderStore
 from parbake.records.store.leases import this_machine
-from parbake.workflows import clean, make
+from parbake.workflows import clean
+from parbake.workflows.bake import make
 from parbake.workflows.demo import sample
 from parbake.workflows.plan import sandbox_of
 from tests.fakes.plans import digest, image, plan
