@@ -93,6 +93,7 @@ EXAMPLES: Final = {
     "fleet apply": "parbake fleet apply --dry-run",
     "fleet drain": "parbake fleet drain",
     "fleet doctor": "parbake fleet doctor",
+    "fleet codec": "parbake fleet codec --port 29241 &\nkill $!",
     "iam": "parbake iam --account 123456789012",
     "schema": "parbake schema > parbake.schema.json",
 }

@@ -20,7 +20,8 @@ def work(arguments: Sequence[str]) -> None:
     state, slots, *grace = arguments
     seconds = float(grace[0]) if grace else 1.0
     pinned = os.environ.get("FLEET_WORKER_PINNED", "")
-    asyncio.run(serve(Engine(Path(state)), slots=int(slots), grace=seconds, command=PROGRAM, pinned=pinned))
+    engine, metrics = Engine(Path(state)), os.environ.get("FLEET_WORKER_METRICS", "")
+    asyncio.run(serve(engine, slots=int(slots), grace=seconds, command=PROGRAM, pinned=pinned, metrics=metrics))
 
 
 if __name__ == "__main__":

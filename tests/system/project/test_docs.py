@@ -38,7 +38,7 @@ pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.slow]
 PARBAKE = Path(sys.executable).with_name("parbake")
 GOLDEN = ROOT / "tests/unit/cli/cases"
 PASSWORD = "a word"
-PROGRAMS = '"fleet up" | "fleet worker"'
+PROGRAMS = '"fleet up" | "fleet worker" | "fleet codec"'
 """What runs in the background until it is killed: a program of its own always."""
 # The machine's logins.
 NOT_THEIRS = ("DOCKER_", "REGISTRY_", "XDG_")
@@ -71,6 +71,8 @@ TUTORIAL = Case("docs/tutorial.md", shortcuts=NOTHING, preloaded=False)
 """It boots a machine: tests/vm follows it."""
 MIGRATE = Case("docs/how-to/migrate.md", shortcuts=NOTHING)
 """It bakes in EC2: tests/aws follows it, on the stand-in of its own process."""
+ENGINE = Case("docs/how-to/fleet-engine.md", shortcuts=NOTHING)
+"""It needs an engine: tests/system/fleet/test_pages.py follows it on one that is there."""
 HERE = (
     Case("README.md", shortcuts=frozenset({"bake", "demo"}) | ROLLOUTS, afresh=True, cut_short=("bake", "demo")),
     Case(
@@ -106,7 +108,7 @@ HERE = (
     Case("docs/how-to/lint.md"),
     Case("docs/how-to/other-clouds.md", shortcuts=frozenset({"bake", "export"})),
 )
-CASES = (TUTORIAL, MIGRATE, *HERE)
+CASES = (TUTORIAL, MIGRATE, ENGINE, *HERE)
 
 SHORTCUTS = {
     # The base matters in none of the documents in which `init` is cut short: a volume is made in a second.

@@ -153,7 +153,7 @@ def test_every_command_tells_in_words_what_the_engine_refuses(
     for error in SAID:
         client = Client(Broken(error), data_converter=converter(read_keys(here / ".fleet/key")))
 
-        async def connected(_: object, client: Client = client) -> Client:
+        async def connected(_: object, client: Client = client, **_more: str) -> Client:
             return client
 
         for module in (connect, worker):

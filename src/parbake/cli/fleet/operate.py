@@ -12,7 +12,8 @@ import typer
 from parbake.cli.app import Result, command
 from parbake.cli.fleet.group import DEFAULT_FILE, FleetPath, fleets
 from parbake.cli.fleet.runs import State, asked, need_engine, state_folder
-from parbake.core.errors import EnvironmentProblem, ParbakeError
+from parbake.core.errors import EnvironmentProblem, InputError, ParbakeError
+from parbake.core.events import Events
 
 if TYPE_CHECKING:
     from parbake.fleet.engine.connect import Client
@@ -104,6 +105,42 @@ def drain(
             outcome = "the run was cancelled" if found["done"] is None else outcome
     more = "; the schedule is paused: `parbake fleet resume` lets it go on" if found["schedule_held"] else ""
     return Result(found, lambda: f"{outcome}{more}")
+
+
+@command(fleets)
+def codec(
+    events: Events,
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Where it listens, on the loopback.", metavar="PORT")
+    ] = 8234,
+    origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Pages that may ask, such as https://cloud.temporal.io; may be given several times. Default: those of "
+            "`fleet up`.",
+            metavar="URL",
+        ),
+    ] = None,
+    state: State = None,
+    file: FleetPath = DEFAULT_FILE,
+) -> None:
+    """Let the engine's pages, and its own program, show what is sealed, until Ctrl-C.
+
+    It needs the fleet's key, opens only, and listens on the loopback alone. It prints the address that goes into the
+    pages' settings, as the codec server. Whoever knows that address can have opened what they have seen: keep it.
+    """
+    need_engine()
+    from parbake.fleet.engine.codec import serve, word
+    from parbake.fleet.engine.connect import Engine
+    from parbake.fleet.engine.sealing import read_keys
+
+    engine = Engine(state_folder(state, file))
+    keys, pages = read_keys(engine.key), set(origin or ([engine.ui] if engine.ui else []))
+    if not pages:
+        raise InputError("nothing says whose pages may ask", hint="name them: --origin https://cloud.temporal.io")
+    pages |= {page.replace("//127.0.0.1:", "//localhost:") for page in pages}
+    events.note(f"the codec server is http://127.0.0.1:{port}/{word(keys[0])}; Ctrl-C ends it")
+    serve(keys, port, {page.rstrip("/") for page in pages})
 
 
 @command(fleets)

@@ -115,6 +115,10 @@ def worker(
             "--pinned", help="Let runs that start under this version of parbake end under it: keep its workers."
         ),
     ] = False,
+    metrics: Annotated[
+        str,
+        typer.Option(help="Serve the engine library's metrics for Prometheus at this address.", metavar="HOST:PORT"),
+    ] = "",
     state: State = None,
     file: FleetPath = DEFAULT_FILE,
 ) -> None:
@@ -132,7 +136,8 @@ def worker(
     named = [each.strip() for each in queues.split(",") if each.strip()]
     need_powers(named)
     version = __version__ if pinned else ""
-    asyncio.run(serve(Engine(state_folder(state, file)), queues=named, slots=slots, grace=grace, pinned=version))
+    engine = Engine(state_folder(state, file))
+    asyncio.run(serve(engine, queues=named, slots=slots, grace=grace, pinned=version, metrics=metrics))
 
 
 @command(fleets)

@@ -20,7 +20,21 @@ def needs_proof(wave: WaveState, by: str) -> bool:
     return by not in wave.by and any(each.startswith("arn:") for each in wave.by)
 
 
-def against(wave: WaveState, sign_off: SignOff) -> Problem | None:
+def against(
+    now: RolloutState, wave: WaveState, sign_off: SignOff, *, back: bool, newer: str, proven: bool
+) -> Problem | None:
+    """Return what speaks against an approval of a wave; ``proven`` as in ``not_among``.
+
+    ``back``: somebody wants the rollout back; ``newer`` is the generation that takes its place, if one does.
+    """
+    overtaken = ("the rollout goes back, or has", "`parbake fleet status` shows how far it is")
+    if not back and now.state == "waves":
+        overtaken = (f"{newer} is newer, and takes its place", "approve that one")
+    over = overtaken if back or now.state != "waves" or newer else None
+    return _again(wave, sign_off) or over or _too_early(now, wave) or not_among(wave, sign_off, proven=proven)
+
+
+def _again(wave: WaveState, sign_off: SignOff) -> Problem | None:
     """Return why a wave cannot be approved again, or at all."""
     if not sign_off.proof and any(each.by == sign_off.by for each in wave.approved):
         return f"{sign_off.by} has approved the wave {wave.name} already", "nobody may approve twice"
@@ -32,7 +46,7 @@ def against(wave: WaveState, sign_off: SignOff) -> Problem | None:
     return None
 
 
-def too_early(now: RolloutState, wave: WaveState) -> Problem | None:
+def _too_early(now: RolloutState, wave: WaveState) -> Problem | None:
     """Return why a wave of a rollout cannot be approved now."""
     if wave.state == "approval":
         return None

@@ -10,6 +10,7 @@ from pathlib import Path
 from temporalio.client import Client
 from temporalio.envconfig import ClientConfig
 from temporalio.exceptions import TemporalError
+from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
 
 from parbake.core.errors import InputError
 from parbake.fleet.engine.failures import unreachable, wrong_settings
@@ -34,16 +35,25 @@ class Engine:
     @property
     def address(self) -> str:
         """Where the server of `parbake fleet up` listens; empty where there is none."""
+        return self._said("address")
+
+    @property
+    def ui(self) -> str:
+        """Where its pages are; empty where there are none."""
+        return self._said("ui")
+
+    def _said(self, what: str) -> str:
         try:
-            return str(json.loads((self.state / ADDRESS_FILE).read_text())["address"])
+            return str(json.loads((self.state / ADDRESS_FILE).read_text())[what])
         except (OSError, ValueError, KeyError):
             return ""
 
 
-async def connect(engine: Engine) -> Client:
+async def connect(engine: Engine, *, metrics: str = "") -> Client:
     """Connect with the address, namespace and certificates that the environment says, and the fleet's key.
 
-    Raises EngineUnreachable where nobody answers, InputError where nothing says who should.
+    What the library measures is served at ``metrics``, an address, if there is one. Raises EngineUnreachable where
+    nobody answers, InputError where nothing says who should, or the address of metrics cannot be listened on.
     """
     sealed = converter(read_keys(engine.key))
     try:
@@ -58,8 +68,21 @@ async def connect(engine: Engine) -> Client:
             )
         config["target_host"] = engine.address
     try:
-        return await Client.connect(**config, data_converter=sealed)
+        return await Client.connect(**config, data_converter=sealed, runtime=_exporting(metrics) if metrics else None)
     except ValueError as error:
         raise wrong_settings(error) from error
     except (TemporalError, RuntimeError) as error:
         raise unreachable(config["target_host"], error) from error
+
+
+def _exporting(address: str) -> Runtime:
+    """Return the library's part that serves its metrics for Prometheus, named as Prometheus wants it."""
+    try:
+        exporter = PrometheusConfig(
+            bind_address=address, counters_total_suffix=True, unit_suffix=True, durations_as_seconds=True
+        )
+        return Runtime(telemetry=TelemetryConfig(metrics=exporter))
+    except ValueError as error:
+        raise InputError(
+            f"--metrics {address}: {str(error).rpartition(': ')[2]}", hint="such as 127.0.0.1:9464, or 0.0.0.0:9464"
+        ) from error

@@ -28,6 +28,7 @@ from parbake.core.errors import EngineUnreachable
 from parbake.fleet.engine.messages import asked
 from parbake.fleet.engine.rollout_tasks import RolloutRequest
 from parbake.fleet.engine.sealing import of_workflow
+from parbake.fleet.engine.search import registered
 from parbake.fleet.engine.tasks import CONTROL, RunRequest, this_moment
 
 AN_ANSWER: Final = timedelta(seconds=10)
@@ -50,11 +51,12 @@ async def started(
     If that one was cancelled, this calls ``on_wait``, and waits for its end first. Raises EngineUnreachable if it does
     not end.
     """
+    searchable = await registered(client)
     while True:
         with suppress(WorkflowAlreadyStartedError):
             await client.start_workflow(
                 workflow,
-                replace(request, at=this_moment()),
+                replace(request, at=this_moment(), searchable=searchable),
                 id=name,
                 task_queue=CONTROL,
                 memo=memo,

@@ -2,35 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, GetSystemInfoRequest
 from temporalio.client import Client
 
 from parbake import __version__
-from parbake.fleet.engine import schedules, tasks
+from parbake.fleet.engine import schedules, search, tasks
 from parbake.fleet.engine.facts import BAKERS_CAN, Facts
 from parbake.fleet.engine.failures import in_words
 from parbake.fleet.engine.queues import pollers
 from parbake.workflows.doctor import Check, Status
 
 _FOR = ("fleet",)
+_LEAST_KEPT = timedelta(days=7)
+"""A rollout lasts for days, and what it has written is wanted back after its end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the engine says: who polls each queue, and why the schedule is held (empty: it is not)."""
+    """What the engine says: who polls each queue, and why the schedule is held (empty: it is not).
+
+    ``kept`` is how long it knows what has ended, ``searchable`` as in ``search``.
+    """
 
     address: str
     workers: Mapping[str, tuple[Facts, ...]]
     held: str = ""
+    version: str = ""
+    kept: timedelta = timedelta(days=30)
+    searchable: Sequence[str] = search.NAMES
 
 
 @in_words
 async def look(client: Client, fleet: str) -> Seen:
     """Ask the engine. Raises EngineUnreachable."""
     found = {queue: tuple(map(Facts.read, sorted((await pollers(client, queue)).asked))) for queue in tasks.QUEUES}
-    return Seen(client.service_client.config.target_host, found, await schedules.held(client, fleet))
+    about = await client.workflow_service.get_system_info(GetSystemInfoRequest())
+    space = await client.workflow_service.describe_namespace(DescribeNamespaceRequest(namespace=client.namespace))
+    return Seen(
+        client.service_client.config.target_host,
+        found,
+        await schedules.held(client, fleet),
+        about.server_version,
+        space.config.workflow_execution_retention_ttl.ToTimedelta(),
+        await search.registered(client),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +70,20 @@ def judge(seen: Seen, here: Here) -> tuple[Check, ...]:
 
 
 def _judged(seen: Seen, here: Here) -> Iterator[Check]:
-    yield _check("engine", "decides who does what", "ok", seen.address)
+    version = f" (Temporal {seen.version})" if seen.version else ""
+    yield _check("engine", "decides who does what", "ok", f"{seen.address}{version}")
+    if seen.kept < _LEAST_KEPT:
+        yield _check(
+            "histories",
+            "lead back",
+            "warn",
+            f"the engine forgets after {seen.kept.total_seconds() / 3600:.0f} h what has ended: `fleet logs` and "
+            "`fleet rollback` need it",
+            "`temporal operator namespace update --retention 30d`, and --namespace unless it is `default`",
+        )
+    if missing := [name for name in search.NAMES if name not in seen.searchable]:
+        found = f"no search by {', '.join(missing)}: docs/how-to/fleet-engine.md says how to have it"
+        yield _check("search", "finds cells and states", "ok", found, f"`{search.HOW}`")
     if seen.held:
         yield _check("schedule", "begins runs", "warn", f"held: {seen.held}", "`parbake fleet resume` lets it go on")
     for queue, workers in seen.workers.items():

@@ -164,7 +164,7 @@ class RolloutRequest:
     wanted it at all. ``newer`` is to take its place, ``over`` are the targets that a rollout has written whose place
     this one has taken, in that order. ``audited``: what happens is written down in the store. ``roles`` as in
     BakeRequest. ``at`` is when it was asked for and ``made`` when the run was that made it, in ISO 8601; the latter may
-    be before that of the last rollout if ``again``. ``heard`` as in ``messages``.
+    be before that of the last rollout if ``again``. ``heard`` as in ``messages``, ``searchable`` as in ``search``.
     """
 
     fleet: str
@@ -187,13 +187,14 @@ class RolloutRequest:
     made: str = ""
     again: bool = False
     heard: list[str] = field(default_factory=list)
+    searchable: list[str] = field(default_factory=list)
 
     @classmethod
     def of_run(cls, run: RunRequest, keys: dict[str, str], *, by: str) -> Self:
         """Return the request for the rollout of what a run has made."""
         return cls(
             run.fleet, run.file, run.root, run.store, keys, run.attempts, run.heartbeat, store_id=run.store_id, by=by,
-            audited=run.audited, roles=copy_roles(run.places), made=run.at,
+            audited=run.audited, roles=copy_roles(run.places), made=run.at, searchable=run.searchable,
         )  # fmt: skip
 
     @property

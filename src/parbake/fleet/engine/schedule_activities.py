@@ -12,6 +12,7 @@ from temporalio.exceptions import ApplicationError
 
 from parbake.core.errors import ParbakeError
 from parbake.fleet.engine.activities import Activities
+from parbake.fleet.engine.search import registered
 from parbake.fleet.engine.tasks import Place, PruneRequest, Root, RunRequest, this_moment
 from parbake.fleet.source import checked_out, pinned
 
@@ -34,7 +35,7 @@ class ScheduleActivities(Activities):
 
         root, file, fleet = await asyncio.to_thread(_read, place)
         request = run_request(fleet, place.file, root, file.parent, heartbeat=place.heartbeat)
-        return replace(request, at=this_moment())
+        return replace(request, at=this_moment(), searchable=await registered(self._client))
 
     @activity.defn
     async def to_prune(self, place: Place) -> list[PruneRequest]:

@@ -124,17 +124,30 @@ class Seal(PayloadCodec, WithSerializationContext):
     def _sealed(self, payload: Payload) -> Payload:
         nonce = os.urandom(_NONCE)
         data = AESGCM(self.keys[0]).encrypt(nonce, payload.SerializeToString(), self._bound)
-        return Payload(metadata={"encoding": _ENCODING}, data=nonce + data)
+        return Payload(metadata={"encoding": _ENCODING, "place": self._bound}, data=nonce + data)
 
     def _opened(self, payload: Payload) -> Payload:
-        if payload.metadata.get("encoding") == _ENCODING:
-            for key in self.keys:
-                try:
-                    opened = AESGCM(key).decrypt(payload.data[:_NONCE], payload.data[_NONCE:], self._bound)
-                except (InvalidTag, ValueError):
-                    continue
-                return Payload.FromString(opened)
-        raise ApplicationError("a payload is not sealed with the key of this fleet, for its place", type="NotSealed")
+        if (opened := _decrypted(payload, self.keys, self._bound)) is None:
+            said = "a payload is not sealed with the key of this fleet, for its place"
+            raise ApplicationError(said, type="NotSealed")
+        return opened
+
+
+def opened_for_view(payload: Payload, keys: Sequence[bytes]) -> Payload | None:
+    """Return what was sealed for the place that a payload names itself, for people to look at; None for another one.
+
+    Nothing may be decided by it: whoever shows it may have taken it from that place to another one.
+    """
+    return _decrypted(payload, keys, payload.metadata.get("place", b""))
+
+
+def _decrypted(payload: Payload, keys: Sequence[bytes], bound: bytes) -> Payload | None:
+    for key in keys if payload.metadata.get("encoding") == _ENCODING else ():
+        try:
+            return Payload.FromString(AESGCM(key).decrypt(payload.data[:_NONCE], payload.data[_NONCE:], bound))
+        except (InvalidTag, ValueError):
+            continue
+    return None
 
 
 def of_workflow(client: Client, name: str) -> DataConverter:

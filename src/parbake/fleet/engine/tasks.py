@@ -99,7 +99,7 @@ class RunRequest:
     another machine is another store.
     What is baked is brought to ``places``, ``copies`` at once in each; ``bakes`` says how many of a builder are under
     way at once. A rollout may ``supersede`` the one that is under way. ``audited``: what happens is written down in the
-    store. ``at`` is when it was asked for, in ISO 8601; ``heard`` as in ``messages``.
+    store. ``at`` is when it was asked for, in ISO 8601; ``heard`` as in ``messages``, ``searchable`` as in ``search``.
     """
 
     fleet: str
@@ -125,6 +125,7 @@ class RunRequest:
     audited: bool = False
     at: str = ""
     heard: list[str] = field(default_factory=list)
+    searchable: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,8 @@ class KeyRequest:
 class BakeRequest(KeyRequest):
     """A key that is to exist in a store.
 
-    ``roles`` are those that copies belong to which the Bakefile knows nothing of, as commands take them.
+    ``roles`` are those that copies belong to which the Bakefile knows nothing of, as commands take them. ``fleet`` is
+    who wants it first; ``searchable`` as in ``search``.
     """
 
     attempts: int = 4
@@ -227,6 +229,8 @@ class BakeRequest(KeyRequest):
     verify: bool = True
     store_id: str = ""
     roles: list[str] = field(default_factory=list)
+    fleet: str = ""
+    searchable: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class Tick:
         try:
             ended: Progress = await child
         except ChildWorkflowError as error:
-            return "it was cancelled" if is_cancelled_exception(error) else str(error.cause)
+            return "it was cancelled" if is_cancelled_exception(error) else describe(place.fleet, error).message
         return f"{ended.counts.done} of {ended.total} cells, {ended.counts.failed} failed"
 
 

@@ -13,10 +13,10 @@ from datetime import datetime, timedelta
 from typing import Any, Literal, NoReturn
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
+from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
-    from parbake.fleet.engine.approvals import against, not_among, too_early
+    from parbake.fleet.engine.approvals import against
     from parbake.fleet.engine.audit_writer import AuditWriter
     from parbake.fleet.engine.calls import call
     from parbake.fleet.engine.failures import describe
@@ -39,8 +39,10 @@ with workflow.unsafe.imports_passed_through():
         WaveTarget,
         purpose_of,
     )
+    from parbake.fleet.engine.search import Shown
     from parbake.fleet.engine.tasks import ROLL
     from parbake.fleet.engine.workflows import all_ended, may_begin, refused
+    from parbake.fleet.words import phase
 
 _A_TARGET = timedelta(days=2)  # nodes may take as long as the target's own deadline says, which parbake keeps
 _A_LOOK = timedelta(hours=1)
@@ -48,15 +50,13 @@ _AN_ANSWER = timedelta(minutes=1)
 _LOOKS_AT_ONCE = 8
 _LAST_WORDS = timedelta(minutes=1)  # of a rollout that is cancelled, while the store does not answer
 
+_OF_BEFORE = ("that was said before, or to another rollout", "`parbake fleet status` shows what is under way")
+
 Way = Literal["done", "longer", "back", "superseded"]
 
 
 class _Failed(Exception):
     """A wave cannot go on by itself."""
-
-
-def _of_before() -> ApplicationError:
-    return refused("that was said before, or to another rollout", "`parbake fleet status` shows what is under way")
 
 
 @workflow.defn
@@ -72,6 +72,7 @@ class Rollout:
         self._audit = AuditWriter(request)
         self._left_by = ""
         self._heard = Heard(request.heard)
+        self._shown = Shown(request.searchable, fleet=request.fleet)
 
     @workflow.query(name="standing")
     def progress(self, word: str) -> RolloutState:
@@ -113,7 +114,7 @@ class Rollout:
     async def approve(self, approval: Approval) -> None:
         """Let the next wave begin, once enough have said so."""
         if not self._takes(approval, "approve"):
-            raise _of_before()
+            raise refused(*_OF_BEFORE)
         sign_off = approval.sign_off
         if sign_off.proof:
             sign_off = replace(sign_off, by=await self._whose(sign_off), proof="")
@@ -131,14 +132,8 @@ class Rollout:
 
     def _may_approve(self, sign_off: SignOff, *, proven: bool) -> None:
         """Raise ApplicationError where somebody may not approve; what a proof is to show is looked at once it has."""
-        now, wave = self._state, self._named(sign_off.wave)
-        problem = against(wave, sign_off)
-        if now.state != "waves" or self._back:
-            problem = problem or ("the rollout goes back, or has", "`parbake fleet status` shows how far it is")
-        if self._newer and not now.held:
-            problem = problem or (f"{self._newer.generation} is newer, and takes its place", "approve that one")
-        problem = problem or too_early(now, wave) or not_among(wave, sign_off, proven=proven)
-        if problem:
+        wave, newer = self._named(sign_off.wave), self._newer.generation if self._has_newer() and self._newer else ""
+        if problem := against(self._state, wave, sign_off, back=bool(self._back), newer=newer, proven=proven):
             raise refused(*problem)
 
     async def _whose(self, sign_off: SignOff) -> str:
@@ -169,7 +164,7 @@ class Rollout:
 
     def _need_new(self, told: Told, what: str) -> None:
         if not self._heard.is_new(told, what, self._state.generation):
-            raise _of_before()
+            raise refused(*_OF_BEFORE)
 
     @workflow.run
     async def run(self, request: RolloutRequest) -> RolloutState:
@@ -184,11 +179,8 @@ class Rollout:
         await workflow.wait_condition(workflow.all_handlers_finished)
         if way == "longer":
             await self._audit.done()
-            workflow.continue_as_new(
-                replace(
-                    request, standing=self._state, back=self._back, newer=self._newer, story=[], heard=self._heard.once
-                )
-            )
+            rest = replace(request, standing=self._state, back=self._back, newer=self._newer, story=[])
+            workflow.continue_as_new(replace(rest, heard=self._heard.once))
         if self._newer:
             await self._give_way(self._newer, written=way == "superseded")
         await self._audit.done()
@@ -208,9 +200,12 @@ class Rollout:
         self._tell(said, "superseded", before=now.generation, after=newer.generation, by=newer.by)
         await self._audit.done()
         workflow.continue_as_new(
-            replace(newer, over=over if written else [], story=now.story, heard=self._heard.once),
+            replace(
+                newer, over=over if written else [], story=now.story, heard=self._heard.once,
+                searchable=self._request.searchable,
+            ),
             memo={"generation": newer.generation},
-        )
+        )  # fmt: skip
 
     async def _plan(self, request: RolloutRequest) -> None:
         asked = WavesRequest(request.file, request.root, request.keys, request.store, request.store_id)
@@ -261,6 +256,7 @@ class Rollout:
                         self._back = f"on_failure: {problem}"
                         return "back"
                     self._state.paused = f"{wave.name}: {problem}"
+                    self._show()
         self._state.state = "done"
         self._tell("done", "done")
         return "done"
@@ -380,8 +376,10 @@ class Rollout:
             if not seconds:
                 break
             self._state.opens = (workflow.now() + timedelta(seconds=seconds)).isoformat()
+            self._show()
             await self._pass_until(self._state.opens)
         self._state.opens = ""
+        self._show()
 
     async def _pass_until(self, until: str) -> None:
         left = (datetime.fromisoformat(until) - workflow.now()).total_seconds() if until else 0.0
@@ -483,11 +481,10 @@ class Rollout:
         )  # fmt: skip
 
     def _named(self, name: str) -> WaveState:
-        for wave in self._state.waves:
-            if wave.name == name:
-                return wave
-        known = ", ".join(wave.name for wave in self._state.waves) or "none yet"
-        raise refused(f"the rollout has no wave {name}", f"waves are: {known}")
+        named = {wave.name: wave for wave in self._state.waves}
+        if name not in named:
+            raise refused(f"the rollout has no wave {name}", f"waves are: {', '.join(named) or 'none yet'}")
+        return named[name]
 
     def _tell(self, text: str, what: str = "", **facts: str) -> None:
         """Put a line into the story, and into the audit trail what has happened."""
@@ -496,3 +493,8 @@ class Rollout:
         del story[:-MOST_ENTRIES]
         if what:
             self._audit.note(what, text, self._state.generation, **facts)
+        self._show()
+
+    def _show(self) -> None:
+        of = self._state.state
+        self._shown.state(of if of in {"done", "rolled-back"} else phase(self._state))

@@ -45,12 +45,13 @@ async def serve(
     grace: float = 5.0,
     command: Sequence[str] = OURS,
     pinned: str = "",
+    metrics: str = "",
 ) -> None:
     """Work until SIGTERM or SIGINT comes; then give what runs ``grace`` seconds, and end it.
 
-    ``slots`` bakes run at once. With ``pinned``, a version, workflows that begin under it end under it. Raises
-    EngineUnreachable; InputError, also where others work with another key; WrongStore where the first task shows that
-    the fleet's store is another one here.
+    ``slots`` bakes run at once. With ``pinned``, a version, workflows that begin under it end under it; ``metrics`` as
+    in ``connect``. Raises EngineUnreachable; InputError, also where others work with another key; WrongStore where the
+    first task shows that the fleet's store is another one here.
     """
     if unknown := [queue for queue in queues if queue not in QUEUES]:
         raise InputError(f"--queues {unknown[0]}: no such queue", hint=f"choose from {', '.join(QUEUES)}")
@@ -58,7 +59,7 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    client, identity = await connect(engine), Facts.of_this(read_keys(engine.key)[0]).identity()
+    client, identity = await connect(engine, metrics=metrics), Facts.of_this(read_keys(engine.key)[0]).identity()
     refused: list[ParbakeError] = []
 
     def refuse(error: ParbakeError) -> None:

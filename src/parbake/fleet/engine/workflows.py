@@ -36,6 +36,7 @@ with workflow.unsafe.imports_passed_through():
     from parbake.fleet.engine.messages import Heard, Told, echoed
     from parbake.fleet.engine.placing import Placing, Postponed
     from parbake.fleet.engine.rollout_tasks import DIGITS_OF_KEYS, RolloutRequest, rollout_id
+    from parbake.fleet.engine.search import Shown
     from parbake.fleet.engine.tasks import (
         BAKE,
         CONTROL,
@@ -74,6 +75,8 @@ class Bake:
     async def run(self, request: BakeRequest) -> Baked:
         """Return what the store has now; fails as the last try has failed."""
         beat, attempts = request.heartbeat, request.attempts
+        shown = Shown(request.searchable, fleet=request.fleet, cell=request.cell)
+        shown.state("baking")
         try:
             baked: Baked = await call(
                 "bake", request, result=Baked, queue=BAKE, limit=_A_BAKE, heartbeat=beat, attempts=attempts,
@@ -82,7 +85,11 @@ class Bake:
         except ActivityError as error:
             if not is_cancelled_exception(error) and tried_enough(error):
                 await call("quarantine", request, describe(request.cell, error), limit=_A_PLAN, heartbeat=beat)
+                shown.state("quarantined")
+            else:
+                shown.state("failed")
             raise
+        shown.state("baked" if baked.changed else "there")
         return baked
 
 
@@ -111,6 +118,7 @@ class Fleet:
         self._left: set[str] = set()
         self._postponed: list[str] = []
         self._heard = Heard(request.heard)
+        self._shown = Shown(request.searchable, fleet=request.fleet)
 
     @workflow.query
     def progress(self, word: str) -> Progress:
@@ -135,6 +143,7 @@ class Fleet:
         if self._heard.takes(told, "pause"):
             self._paused = told.text
             self._placing.paused = True
+            self._show()
 
     @workflow.signal
     def resume(self, told: Told) -> None:
@@ -144,6 +153,7 @@ class Fleet:
         self._paused, self._went_on = "", True
         self._placing.paused = False
         self._steps += 1
+        self._show()
 
     @workflow.signal
     def drain(self, told: Told) -> None:
@@ -152,11 +162,16 @@ class Fleet:
             return
         self._draining = self._placing.closed = True
         self._steps += 1
+        self._show()
+
+    def _show(self) -> None:
+        self._shown.state("draining" if self._draining else "paused" if self._paused else "running")
 
     @workflow.run
     async def run(self, request: RunRequest) -> Progress:
         """Return how it ended; it succeeds also where some cells have failed."""
         await may_begin(request)
+        self._show()
         under_way: set[asyncio.Task[None]] = set()
         try:
             while under_way or (not self._draining and (self._pending or self._ready or self._postponed)):
@@ -174,6 +189,7 @@ class Fleet:
             raise
         if request.rollout:
             await self._hand_out()
+        self._shown.state("incomplete" if self._counts.failed + self._counts.quarantined else "done")
         return self._now()
 
     async def _hand_out(self) -> None:
@@ -362,7 +378,7 @@ class Fleet:
         run = self._request
         return BakeRequest.of_run(
             run, planned, key, attempts=run.attempts, heartbeat=run.heartbeat, verify=run.verify,
-            roles=copy_roles(run.places),
+            roles=copy_roles(run.places), fleet=run.fleet, searchable=run.searchable,
         )  # fmt: skip
 
     def _note(self, failure: Failure) -> None:
@@ -374,6 +390,7 @@ class Fleet:
         if too_many and self._counts.failed >= _ENOUGH_TO_JUDGE and not self._went_on and not self._paused:
             self._paused = f"{self._counts.failed} of {self._total} cells failed"
             self._placing.paused = True
+            self._show()
 
 
 async def may_begin(request: RunRequest | RolloutRequest) -> None:
