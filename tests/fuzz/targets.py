@@ -27,7 +27,8 @@ from parbake.core.errors import BadContent, InputError, LayerError, NoSuchImage
 from parbake.images.layers import FolderSink, complete_folder, engine, unpack
 from parbake.images.layers.archive import Archive, Chunks
 from parbake.images.registry import documents
-from parbake.machine.vm import busiest_disk
+from parbake.machine.vm import busiest_disk, marked_disk
+from parbake.machine.vm.reads import by_disk
 from tests.fakes.hostile import corpus
 from tests.fakes.layers import describe
 from tests.fakes.tars import BLOCK, archive, checksummed, entry, pax
@@ -212,7 +213,9 @@ def trace(data: bytes) -> None:
     device = Device("/dev/loop0", ((7, 0),), 8, 1 << 20)
     for read in parse_lines(data.decode(errors="replace").splitlines(), device, since=1.0):
         assert 0 <= read.sector < read.sector + read.length <= device.count
-    busiest_disk(data.decode(errors="replace").splitlines())
+    disks = by_disk(data.decode(errors="replace").splitlines())
+    busiest_disk(disks)
+    marked_disk(disks, (1, 2, 3))
     with suppress(InputError):
         found = parse(data)
         if all(read.length < 1 << 20 for part in found.parts for read in part.reads):

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from parbake.core.claim import Alone, Claim
 
@@ -61,6 +61,18 @@ class Ingredients:
     claim: Claim = field(default_factory=Alone)
     spare: Spare | None = None
     prove_anew: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RehearsalPlace:
+    """Where the images of a volume are rehearsed: in a virtual ``machine``, or on the ``host``.
+
+    ``asked`` is what the user says (None: what this machine can do decides, see ``coldstart.place_of``); ``base`` is
+    the image of the node that the volume is attached to in a machine (None: the default base).
+    """
+
+    asked: Literal["machine", "host"] | None = None
+    base: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

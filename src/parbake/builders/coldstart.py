@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from parbake.builders import Disk
+from parbake.builders import Disk, RehearsalPlace
 from parbake.coldstart import hydrate
 from parbake.coldstart.trace import Trace, hydrate_list, merged, prefetch_list, relocated, requests
-from parbake.core.errors import DiskFull, EnvironmentProblem
+from parbake.core.errors import DiskFull, EnvironmentProblem, InputError
 from parbake.core.model import Plan, Platform
 from parbake.machine import disk
 
@@ -18,34 +18,65 @@ if TYPE_CHECKING:
     from parbake.core.events import Events
 
 
-def rehearse_disk(image: Path, plan: Plan, events: Events, work: Path) -> Trace:
-    """Start what is in a disk with cold caches, and return what that read of it.
+def place_of(plan: Plan, asked: Literal["machine", "host"] | None) -> Literal["machine", "host"]:
+    """Return where a plan's images are rehearsed, as ``asked`` (None: in a machine where KVM works, else here).
 
-    Raises EnvironmentProblem where this machine cannot trace or boot it, MachineError for a machine that fails.
+    A machine image boots, always. Raises InputError where it is asked for otherwise, and EnvironmentProblem where a
+    machine is asked for that cannot be had.
+    """
+    if plan.artefact.kind == "machine-image":
+        if asked == "host":
+            raise InputError(
+                f"--rehearse-in host: {plan.name} is a machine image, which is rehearsed from its boot on",
+                hint="leave the option out; only a volume can be rehearsed on this machine itself",
+            )
+        asked = "machine"
+    if asked == "host":
+        return asked
+    from parbake.machine.vm import accelerator  # loads only where something is rehearsed
+
+    try:
+        found = accelerator(plan.platform.architecture)
+    except EnvironmentProblem:
+        if asked:
+            raise
+        return "host"
+    return asked or ("machine" if found == "kvm" else "host")
+
+
+def rehearse_disk(image: Path, plan: Plan, events: Events, work: Path, where: RehearsalPlace) -> Trace:
+    """Start what is in a disk with cold caches, and return what that read of it; warn of what is skipped.
+
+    Raises what ``place_of`` does, EnvironmentProblem where this machine cannot trace or boot it, MachineError for a
+    machine that fails.
     """
     # gRPC loads only where something is started
     from parbake.coldstart.rehearsal import rehearse_machine, rehearse_volume
 
-    if plan.artefact.kind == "volume":
-        return rehearse_volume(image, plan, events, work)
-    if plan.platform.architecture != Platform.host().architecture:
+    if place_of(plan, where.asked) == "host":
+        trace = rehearse_volume(image, plan, events, work)
+    elif plan.platform.architecture != Platform.host().architecture:
         raise EnvironmentProblem(
             f"{image.name} is for {plan.platform} and this machine is {Platform.host()}: what a start reads in "
             "emulation is not what it reads on a node",
-            hint="record a trace on a node that booted from it (`parbake trace /`), and bring it with --trace",
+            hint="record a trace on a node that uses it (`parbake trace /`), and bring it with --trace",
         )
-    return rehearse_machine(image, plan, events, work)
+    else:
+        trace = rehearse_machine(image, plan, events, work, where.base)
+    for reference, reason in trace.skipped.items():
+        events.warn(f"{reference} is not in the start-up trace: {reason}")
+    return trace
 
 
-def prepare(disk: Disk, plan: Plan, work: Path, *, events: Events, layout: bool = True) -> Disk:
+def prepare(disk: Disk, plan: Plan, work: Path, *, events: Events, where: RehearsalPlace, layout: bool = True) -> Disk:
     """Rehearse a disk that is being baked, and let its cold starts profit from that; return it with its trace.
 
     A volume is laid out hot-first (``layout``; ext4 only), and rehearsed again as it is then. So are the files of a
     machine image's root, whose trace follows from what moved; the image gets the hydrate service with the list of the
     blocks that its boot and its images' starts read. A disk that is ``final`` is rehearsed as it is. A machine that
-    cannot rehearse is a warning for a volume, which is complete without; for a machine image it raises
-    EnvironmentProblem. What is for another architecture is left as it is, with a warning. Raises MachineError when an
-    image does not boot.
+    cannot rehearse is a warning for a volume, which is complete without; for a machine image, and where a user says
+    ``where``, it raises EnvironmentProblem. What is for another architecture is left as it is, with a warning. Raises
+    MachineError when a machine does not boot.
     """
     if disk.trace is not None:
         return disk
@@ -56,24 +87,26 @@ def prepare(disk: Disk, plan: Plan, work: Path, *, events: Events, layout: bool 
         )
         return disk
     if plan.artefact.kind == "volume":
-        return _laid_out(disk, plan, work, events=events, layout=layout and not disk.final)
+        return _laid_out(disk, plan, work, events=events, where=where, layout=layout and not disk.final)
     if disk.final:
         events.warn(
             "no start-up trace: this machine image was baked by an earlier run, without the hydrate service; "
             "`parbake bake --force --rehearse` makes one that has it"
         )
         return disk
-    trace = rehearse_disk(disk.path, plan, events, work)
+    trace = rehearse_disk(disk.path, plan, events, work, where)
     return replace(disk, trace=_install(disk.path, plan, trace, events, work, layout=layout))
 
 
-def _laid_out(built: Disk, plan: Plan, work: Path, *, events: Events, layout: bool) -> Disk:
+def _laid_out(built: Disk, plan: Plan, work: Path, *, events: Events, where: RehearsalPlace, layout: bool) -> Disk:
     from parbake.machine.ext4 import Volume, lay_out  # loads only where something is built
 
     (again := work / "laid-out").mkdir()
     try:
-        trace = rehearse_disk(built.path, plan, events, work)
+        trace = rehearse_disk(built.path, plan, events, work, where)
     except EnvironmentProblem as error:
+        if where.asked:
+            raise
         events.warn(f"no start-up trace: {error.message} ({error.hint})")
         return built
     asked = requests(trace)
@@ -89,7 +122,7 @@ def _laid_out(built: Disk, plan: Plan, work: Path, *, events: Events, layout: bo
             f"{moved.left * 4 // 1024} MiB of hot data could not be moved: the volume is too full "
             "(a larger `size` gives it room)"
         )
-    found = rehearse_disk(built.path, plan, events, again)
+    found = rehearse_disk(built.path, plan, events, again, where)
     before, after = len(merged(trace)), len(merged(found))
     events.note(f"starts read {after} blocks of 512 KiB, {before} before the layout")
     built = replace(built, hashes=hashes | volume.hashes.known)

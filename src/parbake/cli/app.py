@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -53,6 +53,15 @@ Progress = Annotated[
 ]
 KeepWorkspace = Annotated[
     bool, typer.Option("--keep-workspace", help="Keep the work folder for debugging, and print its path.")
+]
+RehearseIn = Annotated[
+    Literal["machine", "host"] | None,
+    typer.Option(
+        "--rehearse-in",
+        help="Where to start the images of a volume: in a virtual machine, or confined on this machine itself. "
+        "Default: in a machine if KVM works here.",
+        metavar="machine|host",
+    ),
 ]
 KubeContext = Annotated[
     str,

@@ -16,6 +16,7 @@ from parbake.cli.app import (
     BakefilePath,
     KeepWorkspace,
     KubeContext,
+    RehearseIn,
     Result,
     Selector,
     command,
@@ -130,6 +131,7 @@ def bake(
             "booted once more for this, and gets the hydrate service.",
         ),
     ] = None,
+    rehearse_in: RehearseIn = None,
     layout: Annotated[
         bool, typer.Option(help="After a rehearsal, bring together the blocks that starts read (ext4).")
     ] = True,
@@ -158,6 +160,9 @@ def bake(
     from parbake.workflows.plan import BakeOptions
     from parbake.workflows.platforms import each_platform, one_platform
 
+    for unwanted, name in ((rehearse is False, "--no-rehearse"), (trace, "--trace")):
+        if rehearse_in and unwanted:
+            raise InputError(f"--rehearse-in asks for a rehearsal, and {name} for none", hint="leave one of them out")
     changed = overrides(platform, store, copy_role)
     chosen = each_platform(file, changed)
     for given, name in ((trace, "--trace"), (expect_key, "--expect-key")):
@@ -167,7 +172,8 @@ def bake(
         force=force,
         rebuild=rebuild,
         verify=verify,
-        rehearse=rehearse,
+        rehearse=True if rehearse_in else rehearse,
+        rehearse_in=rehearse_in,
         layout=layout,
         trace=trace,
         keep_workspace=keep_workspace,

@@ -12,6 +12,7 @@ from parbake.cli import choices
 from parbake.cli.app import (
     DEFAULT_FILE,
     BakefilePath,
+    RehearseIn,
     Result,
     Selector,
     command,
@@ -44,6 +45,7 @@ def trace(
         Path | None,
         typer.Option("--trace", help="Use this trace, recorded on a node, instead of rehearsing.", metavar="FILE"),
     ] = None,
+    rehearse_in: RehearseIn = None,
     seconds: Annotated[
         float, typer.Option(min=0.1, help="How long to record on a running node.", metavar="SECONDS")
     ] = 60.0,
@@ -53,10 +55,12 @@ def trace(
 ) -> Result:
     """Record which blocks a cold start reads, in which order.
 
-    For a baked volume, it starts each image once with cold caches and without a network, and writes the trace beside
-    the artefact and its summary into the record. On a running node, it records the reads of one device. Needs root.
+    For a record, it starts each image once with cold caches and without a network, in a virtual machine if KVM works or
+    the record is of a machine image, and writes the trace beside the artefact and its summary into the record. On a
+    running node, it records the reads of one device. Needs root.
     """
     from parbake import records
+    from parbake.builders import RehearsalPlace
     from parbake.cli.text.artefacts import trace_text
     from parbake.coldstart.trace import save, summary
     from parbake.records import genuine
@@ -64,9 +68,13 @@ def trace(
     from parbake.workflows.startup import started_as
 
     path = Path(selector)
+    if rehearse_in and recorded:
+        raise InputError("--rehearse-in asks for a rehearsal, and --trace for none", hint="leave one of them out")
     if path.is_block_device() or path.is_mount():
         if recorded:
             raise InputError("--trace adds a trace to a record, not to a device", hint="name the record")
+        if rehearse_in:
+            raise InputError("--rehearse-in is for a record: nothing is started on a device", hint="name the record")
         found = workflow.record_node(selector, seconds, events)
         save(found, to)
         result = summary(found, file=str(to))
@@ -81,7 +89,8 @@ def trace(
                 record = workflow.add_trace(artefact, record, recorded, events, signs)
             else:
                 plan = started_as(record.plan, project.readable, events, signed=bool(project.trust))
-                record = workflow.rehearse(artefact, record, events, signs, plan=plan)
+                where = RehearsalPlace(rehearse_in, project.node_image)
+                record = workflow.rehearse(artefact, record, events, signs, plan=plan, where=where)
             if shared := project.shared():
                 shared.put(record, again=True)
         assert record.trace

@@ -30,7 +30,7 @@ Kind = Literal["machine-image", "volume"]
 
 RUNTIME_ROOT = "/var/lib/containerd"
 _VOLUME = "parbake-volume"
-_VOLUME_DEVICE = f"/dev/disk/by-id/virtio-{_VOLUME}"
+VOLUME_DEVICE = f"/dev/disk/by-id/virtio-{_VOLUME}"
 # The runtime starts once, on the volume: it is not to make a store of its own before. The default base only carries the
 # volume: nobody logs in, there is no network, and what is for either takes a sixth of a boot in emulation.
 _CARRY_VOLUME = {
@@ -130,8 +130,8 @@ class BootedNode:
     where it is not this machine's.
 
     ``default_base`` says that a machine image was made on the default base, whose systemd starts the guest agent by
-    itself; any other needs cloud-init for it. ``reads`` is a file for what a machine image's boot reads
-    (``vm.Machine``): it boots with cloud-init then, as on a cloud. ``client`` and ``cri`` talk to the
+    itself; any other needs cloud-init for it. ``reads`` is a file for what the machine reads of its disks
+    (``vm.Machine``): a machine image boots with cloud-init then, as on a cloud. ``client`` and ``cri`` talk to the
     runtime of the booted machine, unless that is Docker (``is_docker``); ``boot_seconds`` is from power-on until it was
     ready, without the time for which a machine was kept, ``resumed_seconds`` what a resumed one took. Entering raises
     MachineError when the machine or its runtime does not come up.
@@ -154,7 +154,7 @@ class BootedNode:
         self.kind = kind
         self._whose = base if isinstance(base, Path) else None
         self._carrier: Carrier | None = None
-        make = partial(Machine, architecture=architecture, memory=memory)
+        make = partial(Machine, architecture=architecture, memory=memory, reads=reads)
         if kind == "volume":
             if isinstance(base, Path):
                 its, seed = node_format(base), agent_seed()
@@ -170,7 +170,7 @@ class BootedNode:
             self.machine = make(artefact, folder, format=image_format, credentials=orders)
         else:
             seed = agent_seed()
-            self.machine = make(artefact, folder, format=image_format, seed=seed, reads=reads)
+            self.machine = make(artefact, folder, format=image_format, seed=seed)
         self.boot_seconds = 0.0
         self.resumed_seconds: float | None = None
         self.runtime = ""
@@ -178,6 +178,8 @@ class BootedNode:
         self.is_docker = False
         """Whether a machine image's kubelet uses Docker, which has no CRI: ``within.prove_docker`` starts images."""
         self.settings = Settings()
+        self.mounting: list[str] = []
+        """How a volume was mounted: the command, with its place as the last word."""
         self.client: Client
         self.cri: Cri
         self._stack = ExitStack()
@@ -193,7 +195,7 @@ class BootedNode:
         with ExitStack() as stack:
             machine = self.machine
             if self._carrier is not None:
-                self._carrier.start(stack, _VOLUME_DEVICE)
+                self._carrier.start(stack, VOLUME_DEVICE)
             else:
                 stack.enter_context(machine)
                 machine.wait_agent()
@@ -236,7 +238,8 @@ class BootedNode:
             guest.check(["mkdir", "-p", root], timeout=limit)
             with suppress(MachineError):  # there is no such file where the kernel has no SELinux
                 options = _UNLABELLED if guest.read(_ENFORCES) == b"1" else options
-        guest.check(["mount", "-o", options, _VOLUME_DEVICE, root], timeout=limit)
+        self.mounting = ["mount", "-o", options, VOLUME_DEVICE, root]
+        guest.check(self.mounting, timeout=limit)
 
     def _read[T](self, reader: Callable[[str], T]) -> T:
         """Return what the runtime's configuration says; raises MachineError where it is none."""

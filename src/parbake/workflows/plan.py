@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from parbake import records
 from parbake.bakefile import Bakefile, ImageEntry, advice, load
@@ -83,7 +83,7 @@ class BakeOptions:
     """How to bake: ``force`` bakes what exists already, ``rebuild`` builds images whose context did not change.
 
     ``rehearse`` records what a start reads (None: of volumes that are verified); ``layout`` brings that together.
-    ``trace`` is a file that was recorded elsewhere.
+    ``rehearse_in`` says where (None: see ``builders.coldstart``). ``trace`` is a file that was recorded elsewhere.
     ``from_scratch`` starts from no earlier artefact; ``force`` does not either.
     ``expect_key`` is the content key that was planned; ``overrides`` replace keys of the Bakefile.
     """
@@ -92,6 +92,7 @@ class BakeOptions:
     rebuild: bool = False
     verify: bool = True
     rehearse: bool | None = None
+    rehearse_in: Literal["machine", "host"] | None = None
     layout: bool = True
     trace: Path | None = None
     keep_workspace: bool = False

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parbake import records
-from parbake.builders.coldstart import rehearse_disk
+from parbake.builders import RehearsalPlace
+from parbake.builders.coldstart import place_of, rehearse_disk
 from parbake.coldstart.trace import (
     Part,
     Recorder,
@@ -40,20 +41,29 @@ _TICK = 0.1
 
 
 def rehearse(
-    artefact: Path, record: Record, events: Events, signer: Signer | None = None, *, plan: Plan | None = None
+    artefact: Path,
+    record: Record,
+    events: Events,
+    signer: Signer | None = None,
+    *,
+    plan: Plan | None = None,
+    where: RehearsalPlace | None = None,
 ) -> Record:
     """Start every image of an artefact once with cold caches, and keep what it reads beside the artefact.
 
     A machine image is booted for that; what lies in EC2 alone is fetched first. Returns the record with the trace's
-    summary. It lists what could not be rehearsed. ``plan`` says how the images start (None: as the record says).
+    summary. It lists what could not be rehearsed. ``plan`` says how the images start (None: as the record says),
+    ``where`` they do (None: where this machine can).
     Raises NotAsRecorded, before anything of it is used, when its bytes are not the record's; EnvironmentProblem where
     this machine cannot trace, MachineError for one that does not boot, AwsError where it cannot be fetched.
     """
+    plan, where = plan or record.plan, where or RehearsalPlace()
     run.need_root("rehearsing")
+    place_of(plan, where.asked)  # what cannot be is refused before anything is fetched
     records.need_signer(artefact, signer)
     with work_folder(artefact.parent, "rehearse") as work, _disk_of(artefact, record, work, events) as there:
         assert there
-        trace = rehearse_disk(there, plan or record.plan, events, work)
+        trace = rehearse_disk(there, plan, events, work, where)
     return write_trace(artefact, record, trace, signer)
 
 

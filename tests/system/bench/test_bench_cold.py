@@ -18,6 +18,7 @@ from bench.cold import ColdSource, attached, data_blocks
 from bench.coldstart import Case, Volume, cases, compare, reading_list, start, summary
 from bench.lazy import PROFILES, Profile
 from parbake import records
+from parbake.builders import RehearsalPlace
 from parbake.coldstart.rehearsal import identify
 from parbake.core.events import Events
 from parbake.core.model import EBS_BLOCK
@@ -130,7 +131,7 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Volume]:
         artefact = Path(document["artefact_path"])
         _, record = records.locate(str(artefact), artefact.parent)
         assert record
-        record = trace.rehearse(artefact, record, Events())
+        record = trace.rehearse(artefact, record, Events(), where=RehearsalPlace("host"))
         yield Volume(artefact, record, trace.trace_of(artefact, record), len(data_blocks(artefact)) * EBS_BLOCK)
 
 

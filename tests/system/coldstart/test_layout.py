@@ -74,11 +74,11 @@ def listed(record: dict[str, Any]) -> BlockList:
 
 def test_a_start_reads_less_of_the_same_files(private_places: Path, registry: DockerRegistry) -> None:
     path = write_bakefile(private_places, registry, 1)
-    plain = bake(path, "--rehearse", "--no-layout")
+    plain = bake(path, "--rehearse-in", "host", "--no-layout")
     scattered = len(merged(trace_of(plain)))
     assert plain["trace"]["scattered_blocks"] == 0
     names, found, usages = look(plain, private_places / "look1")
-    volume = bake(path, "--force", "--rehearse")
+    volume = bake(path, "--force", "--rehearse-in", "host")
     laid_names, laid_found, laid_usages = look(volume, private_places / "look2")
     assert (laid_names, laid_usages, laid_found.keys()) == (names, usages, found.keys())
     for chain, tree in laid_found.items():
@@ -103,10 +103,10 @@ def _zone(record: dict[str, Any]) -> list[tuple[int, int]]:
 
 
 def test_a_bake_starts_from_one_that_is_laid_out(private_places: Path, registry: DockerRegistry) -> None:
-    first = bake(write_bakefile(private_places, registry, 1), "--rehearse")
+    first = bake(write_bakefile(private_places, registry, 1), "--rehearse-in", "host")
     before = listed(first)
     path = write_bakefile(private_places, registry, 2)
-    second = bake(path, "--rehearse")
+    second = bake(path, "--rehearse-in", "host")
     assert second["parent"] == first["artefact"]
     changed = len(listed(second).changed_since(before)) * HASHED
     assert changed < 1.5 * 3.1 * MIB + 16 * MIB
@@ -126,7 +126,7 @@ def test_the_prefetch_list_lies_in_the_volume(private_places: Path, registry: Do
     if kind == "ext4":
         with volume_of(bake(path, "--no-rehearse"), private_places, kind) as found:
             assert (found / os.fsdecode(PREFETCH)).read_bytes() == b""
-    record = bake(path, "--force", "--rehearse")
+    record = bake(path, "--force", "--rehearse-in", "host")
     trace = trace_of(record)
     assert prefetch_list(trace).startswith("parbake-prefetch 1\n")
     named = {file.path.rpartition("/fs/")[2] for file in trace.files if file.ranges}
@@ -157,12 +157,12 @@ def volume_of(record: dict[str, Any], folder: Path, kind: str) -> Iterator[Path]
 def test_killed_at_the_layout(tmp_path: Path, registry: DockerRegistry) -> None:
     corner = Corner(tmp_path / "corner")
     corner.write("parbake.yaml", write_bakefile(tmp_path / "here", registry, 1).read_text())
-    with corner.start("bake", "--no-verify", "--rehearse", "--json", "--progress", "json") as run:
+    with corner.start("bake", "--no-verify", "--rehearse-in", "host", "--json", "--progress", "json") as run:
         run.wait_for("stage-start", "layout")
         run.kill(signal.SIGKILL)
         assert run.finish().code == -signal.SIGKILL
     assert corner.leaked() == []
-    document = corner.parbake("bake", "--no-verify", "--rehearse", "--json").document
+    document = corner.parbake("bake", "--no-verify", "--rehearse-in", "host", "--json").document
     assert document["changed"]
     assert document["trace"]["scattered_blocks"] > document["trace"]["hot_blocks"]
     listed(document)

@@ -32,6 +32,8 @@ __all__ = ["private_places"]
 pytestmark = pytest.mark.root
 
 BUSYBOX = Path("/bin/busybox").read_bytes()
+HERE = ("--rehearse-in", "host")
+"""By the kernel of this machine, also where it could boot others: what QEMU says is told in tests/vm/verify."""
 
 
 def filesystem(folder: Path, kind: Literal["ext4", "xfs"], files: dict[str, bytes]) -> Path:
@@ -208,7 +210,7 @@ def test_rehearse_a_volume(registry: DockerRegistry, tmp_path: Path) -> None:
     bake(path)
     (artefact,) = (path.parent / "artefacts").glob("*.raw")
     before = disk.sha256_file(artefact, Events())
-    told = parbake("trace", str(artefact), "--json").good()
+    told = parbake("trace", str(artefact), *HERE, "--json").good()
     assert disk.sha256_file(artefact, Events()) == before
     assert told["skipped"] == {}
     assert set(told["stages"][f"{registry.host}/team/one:1"]) == {"mount", "containerd", "sandbox", "start"}
@@ -247,7 +249,7 @@ def test_a_rehearsal_that_overran_is_repeated(
     path = bakefile(tmp_path / "here", [entry], base="none", size="256MiB")
     bake(path)
     (artefact,) = (path.parent / "artefacts").glob("*.raw")
-    done = parbake("trace", str(artefact), "--json")
+    done = parbake("trace", str(artefact), *HERE, "--json")
     assert done.good()["skipped"] == {}
     assert "7 reads of /dev/loop" in done.err
     assert "rehearsing again with a larger one" in done.err
@@ -273,7 +275,7 @@ def test_an_image_that_does_not_start_or_takes_too_much_is_skipped(
     bake(path)
     monkeypatch.setattr(cgroups.Limits, "of_machine", lambda: cgroups.Limits(memory=128 << 20, tasks=150))
     (artefact,) = (path.parent / "artefacts").glob("*.raw")
-    told = parbake("trace", str(artefact), "-f", path, "--json").good()
+    told = parbake("trace", str(artefact), *HERE, "-f", path, "--json").good()
     assert "ended with code 1" in told["skipped"][f"{registry.host}/team/one:1"]
     assert "ended with code 137 (OOMKilled)" in told["skipped"][f"{registry.host}/team/three:1"]
     assert "all of the 128 MiB of memory" in told["skipped"][f"{registry.host}/team/three:1"]

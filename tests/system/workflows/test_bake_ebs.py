@@ -126,7 +126,7 @@ def test_what_is_sent_is_laid_out_and_its_nodes_hydrate_from_its_trace(
         corner.write("parbake.yaml", json.dumps(document))
 
     bakefile_of(1)
-    done = corner.parbake(*BAKE, "--rehearse")
+    done = corner.parbake(*BAKE, "--rehearse-in", "host")
     assert done.code == 0, done
     made = done.document
     snapshot = made["published"]["eu-west-1"]["snapshots"][0]["id"]
@@ -159,7 +159,7 @@ def test_what_is_sent_is_laid_out_and_its_nodes_hydrate_from_its_trace(
 
     before = aws.calls["PutSnapshotBlock"]
     bakefile_of(2)
-    second = corner.parbake(*BAKE, "--rehearse").document
+    second = corner.parbake(*BAKE, "--rehearse-in", "host").document
     (child,) = [each for each in aws.snapshots.values() if each.id != snapshot]
     assert child.parent == snapshot
     assert child.id == second["published"]["eu-west-1"]["snapshots"][0]["id"]

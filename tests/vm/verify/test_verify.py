@@ -5,6 +5,8 @@ of the machine's: it is found out, the machine boots and is kept, and what is pr
 
 What can be wrong with an image or a store is told without a machine, in tests/system/verify; that a start fails in a
 machine as well, in test_own_node; what answers by HTTP is started in test_other_architecture and in the tutorial.
+
+The same machine rehearses an image of the volume: what it reads is compared with what it reads on this machine.
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ from pathlib import Path
 
 import pytest
 
+from parbake.coldstart.rehearsal import rehearse_volume
+from parbake.coldstart.rehearsal.machine import start_all, trace_of
+from parbake.coldstart.trace import Trace
 from parbake.core import run
 from parbake.core.errors import BadBase
 from parbake.core.events import Events
@@ -54,6 +59,9 @@ class Proof:
     without_cloud_init: bool
     agent_files: str
     told: tuple[str, ...]
+    in_machine: Trace
+    here: Trace
+    """What the first image reads when it is rehearsed in the machine, and on this one."""
     guest_is_late: int
     """Seconds that the guest's clock is behind this machine's."""
 
@@ -78,7 +86,7 @@ def push(made: Made, reference: str, folder: Path) -> None:
 def by_uefi(volume: Path, plan: Plan, folder: Path, told: list[str]) -> Verification:
     """Return a verification on the default base, which can do both, and BIOS comes first; ``told`` gets its notes."""
     events = Events(lambda event: told.append(event.text) if event.kind == "note" else None)
-    verification = Verification(volume, plan, events=events, folder=folder)
+    verification = Verification(volume, plan, events=events, folder=folder, reads=folder / "reads.log")
     verification.node.machine._firmware = "uefi"
     return verification
 
@@ -130,9 +138,17 @@ def proof(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proof]:
             ports = machine.guest.check(["sh", "-c", "ls -l /proc/$(systemctl show -P MainPID parbake-agent)/fd"])
             verdict = verification.verdict()
             [image] = [image for image in plan.images if image.reference == talk]
+            alone = plan.model_copy(update={"images": (image,)})
+            starts = start_all(verification, alone)
             seconds = compare_pull(verification, image)
         after = disk.sha256_file(volume, Events())
-        yield Proof(talk, verdict, seconds, before, after, without_cloud_init, ports, tuple(told), late // 10**9)
+        (works := folder / "here").mkdir()
+        in_machine = trace_of(volume, alone, verification.folder / "reads.log", starts, verification.folder)
+        here = rehearse_volume(volume, alone, Events(), works)
+        yield Proof(
+            talk, verdict, seconds, before, after, without_cloud_init, ports, tuple(told), in_machine, here,
+            guest_is_late=late // 10**9,
+        )  # fmt: skip
 
 
 def test_the_base_boots_by_uefi_and_systemd_starts_the_agent(proof: Proof) -> None:
@@ -175,6 +191,24 @@ def test_good_images_pass(proof: Proof) -> None:
 
 def test_the_artefact_is_not_changed(proof: Proof) -> None:
     assert proof.volume_before == proof.volume_after
+
+
+def test_a_rehearsal_in_a_machine_reads_what_one_on_this_machine_does(proof: Proof) -> None:
+    """The same files, and nothing of the node's own disk, of a search of all the disk, or of the other starts.
+
+    Two kernels read somewhat differently ahead (of a program that is mapped, and of the inodes near a new one), so that
+    either has some hundred KiB of its own.
+    """
+    machine, here = proof.in_machine, proof.here
+    assert (machine.uuid, machine.filesystem, machine.size) == (here.uuid, here.filesystem, here.size)
+    assert (machine.skipped, here.skipped) == ({}, {})
+    [seen], [part] = machine.parts, here.parts
+    assert (seen.name, seen.kind, list(seen.stages)) == (part.name, part.kind, list(part.stages))
+    assert {file.path for file in machine.files} == {file.path for file in here.files}
+    sizes = [sum(read.length for read in each.reads) * 512 for each in (seen, part)]
+    assert abs(sizes[0] - sizes[1]) < 0.3 * sizes[1], sizes
+    # All of its reads are of the volume, beginning with its superblock.
+    assert (seen.reads[0].sector, seen.reads[0].length) == (2, 2)
 
 
 def test_a_pulled_start_is_measured_in_the_same_machine(proof: Proof) -> None:

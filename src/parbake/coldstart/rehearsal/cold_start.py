@@ -13,7 +13,7 @@ from parbake.core.errors import CommandFailed, ContainerdError, DeadlineExceeded
 from parbake.core.model import Image, Plan, Platform, Startup
 from parbake.machine import disk
 from parbake.verify import sandbox
-from parbake.verify.starter import Starter
+from parbake.verify.starter import Started, Starter
 
 _OWN_SANDBOX = "localhost/parbake/pause:1"
 
@@ -51,21 +51,26 @@ def cold_start(
             begun = time.monotonic()
             cri.pull_image(image.names[0])
             stages = {"pull": time.monotonic() - begun}
-        _wait_image(cri, image)
+        wait_image(cri, image)
         logs = str(daemon.folder / "logs")
         starter = Starter(LocalHost(), cri, stretch=1.0, pause=name, logs=logs, places=str(places))
         started = starter.start(image.names[0], image.startup or Startup())
     except (ContainerdError, MachineError, CommandFailed, DeadlineExceeded) as error:
         raise NotStarted(error.message) from error
+    return stages_of(stages, started, daemon.exceeded())
+
+
+def stages_of(before: dict[str, float], started: Started, exceeded: str = "") -> dict[str, float]:
+    """Return the seconds of all stages of a start; raises NotStarted with all that is known of why it is none."""
     if started.seconds is None:
         last = started.output.strip().splitlines()[-1:]
-        raise NotStarted("; ".join(filter(None, [*started.problems, *last, daemon.exceeded()])))
-    stages |= {"sandbox": started.sandbox_seconds or 0.0, "start": started.seconds}
+        raise NotStarted("; ".join(filter(None, [*started.problems, *last, exceeded])))
+    stages = before | {"sandbox": started.sandbox_seconds or 0.0, "start": started.seconds}
     return {stage: round(seconds, 3) for stage, seconds in stages.items()}
 
 
-def _wait_image(cri: Cri, image: Image) -> None:
+def wait_image(cri: Cri, image: Image, *, stretch: float = 1.0) -> None:
     """Wait until the CRI plugin, which reads the store when it starts, knows the image."""
-    deadline = run.Deadline(30, f"the runtime sees {image.reference}")
+    deadline = run.Deadline(30 * stretch, f"the runtime sees {image.reference}")
     while cri.image_status(image.names[0]) is None:
         deadline.sleep(0.01)

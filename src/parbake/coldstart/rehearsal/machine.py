@@ -1,101 +1,183 @@
-"""Rehearse a machine image: boot it, start each image, and learn from QEMU which blocks of its root are read."""
+"""Rehearse in a virtual machine: start each image there, and learn from QEMU which blocks of its disk are read.
+
+A machine image is what boots. A volume is attached to a node as it is when it is verified, and comes cold to each
+image: it is unmounted, and mounted anew under a runtime that starts anew.
+"""
 
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Literal
 
+from parbake.coldstart.rehearsal import attached
+from parbake.coldstart.rehearsal.cold_start import NotStarted, stages_of, wait_image
 from parbake.coldstart.rehearsal.overlay import writable
 from parbake.coldstart.rehearsal.volume import identify
-from parbake.coldstart.trace import Part, Read, Trace, described
-from parbake.core.errors import EnvironmentProblem, MachineError
-from parbake.core.model import Plan, Startup
+from parbake.coldstart.trace import SECTOR, Part, Read, Trace, described
+from parbake.core.cgroups import Limits
+from parbake.core.errors import ContainerdError, DeadlineExceeded, EnvironmentProblem, MachineError
+from parbake.core.model import Image, Plan, Startup
 from parbake.core.plan import starting
 from parbake.core.timestamps import timestamp
 from parbake.machine import disk
-from parbake.machine.vm import GuestRead, busiest_disk
+from parbake.machine.vm import GuestRead, accelerator, busiest_disk, marked_disk, read_log
 from parbake.machine.vm.firmware import qemu_format
 from parbake.verify import Verification
 
 if TYPE_CHECKING:
     from parbake.core.events import Events
 
-_FORGET = "echo 3 >/proc/sys/vm/drop_caches"
+_FORGET: Final = "echo 3 >/proc/sys/vm/drop_caches"
+_MEMORY: Final = (2048, 8192)  # MiB: what emulated machines have that resume, and what is enough for any start
+_TOO_MUCH: Final = "it read more often than a trace can hold"
 
 
-def rehearse_machine(image: Path, plan: Plan, events: Events, work: Path) -> Trace:
-    """Boot a machine image without a network, start its images with cold caches, and return what its root reads.
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A part of a trace whose reads are to be found: when it began and ended, in seconds since the epoch."""
 
-    The image is not changed. The first part of the trace is the boot itself, firmware and kernel included, as far as
-    they read the root file system. An image that does not start is skipped. Raises MachineError when it does not boot.
+    name: str
+    kind: Literal["boot", "image"]
+    begun: float
+    ended: float
+    seconds: float
+    stages: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Starts:
+    """What was started in a machine, what was not and why, and how a volume's disk was marked (``attached.mark``)."""
+
+    windows: list[Window]
+    skipped: dict[str, str]
+    marks: tuple[int, ...] = ()
+
+
+def rehearse_machine(image: Path, plan: Plan, events: Events, work: Path, base: Path | None = None) -> Trace:
+    """Boot a machine without a network, start images with cold caches, and return what is read. Needs root.
+
+    ``image`` is not changed. A machine image's trace begins with its boot, firmware and kernel included, as far as they
+    read the root file system; a volume is attached to ``base``, the image of a node (None: the default base). An image
+    that does not start is skipped. Raises MachineError when the machine does not boot, EnvironmentProblem where QEMU
+    cannot tell what is read.
     """
-    log = work / "reads.log"
-    parts: list[tuple[str, float, float, float | None, dict[str, float]]] = []
-    skipped = {}
-    with Verification(image, plan, events=events, folder=work / "boot", reads=log) as verification:
-        if verification.node.is_docker:
-            raise EnvironmentProblem("a node that runs Docker is not rehearsed", hint="bake without --rehearse")
-        parts.append(("boot", 0.0, time.time(), round(verification.node.boot_seconds, 3), {}))
-        verification.provide_sandbox()
-        for each in starting(plan):
-            with events.stage(f"rehearse {each.reference}", f"Rehearse {each.reference} with cold caches"):
-                with suppress(MachineError):  # what a cache holds then is missing from this part alone
-                    verification.node.machine.guest.check(["sh", "-c", _FORGET])
-                begun = time.time()
-                started = verification.starter.start(each.names[0], each.startup or Startup())
-            if started.seconds is None:
-                skipped[each.reference] = "; ".join(started.problems)[:2000]
-                continue
-            stages = {"sandbox": round(started.sandbox_seconds or 0.0, 3), "start": round(started.seconds, 3)}
-            parts.append((each.reference, begun, time.time(), round(sum(stages.values()), 3), stages))
-    with log.open(errors="replace") as lines:
-        reads = busiest_disk(lines)
-    return _trace(image, plan, parts, reads, skipped, work)
+    log, memory = work / "reads.log", _MEMORY[0]
+    if accelerator(plan.platform.architecture) == "kvm":  # as much as on the host, as far as that is of use
+        memory = min(max(memory, Limits.of_machine().memory >> 20), _MEMORY[1])
+    with Verification(
+        image, plan, events=events, folder=work / "boot", reads=log, base=base, memory=memory
+    ) as verification:
+        started = start_all(verification, plan)
+    return trace_of(image, plan, log, started, work)
 
 
-def _trace(
-    image: Path,
-    plan: Plan,
-    parts: list[tuple[str, float, float, float | None, dict[str, float]]],
-    reads: tuple[GuestRead, ...],
-    skipped: dict[str, str],
-    work: Path,
-) -> Trace:
-    """Put reads of the disk onto the root file system, and into the part in whose time they were."""
-    with (
-        disk.private_mounts(),
-        writable(image, work / "shown", image_format=qemu_format(plan.artefact.format)) as shown,
-    ):
-        root = disk.find_root(shown)
-        start, size = root.start // 512, root.size // 512
-        with disk.loop_device(shown, offset=root.start, size=root.size) as device:
+def start_all(verification: Verification, plan: Plan) -> Starts:
+    """Start the images of a plan in a machine that was booted for it, each with cold caches."""
+    node, events = verification.node, verification.events
+    if node.is_docker:
+        raise EnvironmentProblem("a node that runs Docker is not rehearsed", hint="bake without --rehearse")
+    if verification.kind == "volume":
+        found = Starts([], {}, attached.mark(node, verification.artefact))
+    else:
+        found = Starts([Window("boot", "boot", 0.0, time.time(), round(node.boot_seconds, 3))], {})
+    verification.provide_sandbox()
+    for image in starting(plan):
+        with events.stage(f"rehearse {image.reference}", f"Rehearse {image.reference} with cold caches"):
+            try:
+                found.windows.append(_start(verification, plan, image))
+            except NotStarted as error:
+                found.skipped[image.reference] = str(error)
+    return found
+
+
+def _start(verification: Verification, plan: Plan, image: Image) -> Window:
+    node, stages = verification.node, dict[str, float]()
+    try:
+        if verification.kind == "volume":
+            attached.let_go(node)
+        else:
+            with suppress(MachineError):  # what a cache holds then is missing from this part alone
+                node.machine.guest.check(["sh", "-c", _FORGET])
+        begun = time.time()
+        if verification.kind == "volume":
+            stages = attached.take_up(node, plan.artefact.filesystem)
+            wait_image(node.cri, image, stretch=node.machine.stretch)
+        started = verification.starter.start(image.names[0], image.startup or Startup())
+    except (MachineError, ContainerdError, DeadlineExceeded) as error:
+        raise NotStarted(error.message) from error
+    stages = stages_of(stages, started)
+    return Window(image.reference, "image", begun, time.time(), round(sum(stages.values()), 3), stages)
+
+
+def trace_of(image: Path, plan: Plan, log: Path, starts: Starts, work: Path) -> Trace:
+    """Put what QEMU logged onto the file system that is traced, and into the part in whose time it was read.
+
+    Raises EnvironmentProblem where nothing was logged of the disk.
+    """
+    disks, until = read_log(log)
+    reads = marked_disk(disks, starts.marks) if starts.marks else busiest_disk(disks)
+    if not reads:
+        raise EnvironmentProblem(
+            f"QEMU has not logged what was read of {image.name}",
+            hint="it takes a QEMU with the trace backend `log`; "
+            + ("--rehearse-in host does without" if starts.marks else "bake without --rehearse"),
+        )
+    with disk.private_mounts(), _traced(image, plan, work) as (shown, start, size):
+        with disk.loop_device(shown, offset=start, size=size, read_only=True) as device:
             filesystem, uuid = identify(Path(device))
-        found = []
-        for name, begin, end, seconds, stages in parts:
-            inside = [read for read in reads if begin <= read.at < end and start <= read.sector < start + size]
-            origin = begin or (reads[0].at if reads else 0.0)
-            moved = tuple(
-                Read(
-                    round((read.at - origin) * 1000), read.sector - start, min(read.length, start + size - read.sector)
-                )
-                for read in inside
-            )
-            kind = "image" if begin else "boot"
-            found.append(Part.model_validate(
-                {"name": name, "kind": kind, "seconds": seconds, "stages": stages, "reads": moved}
-            ))  # fmt: skip
-        with disk.mount(shown, work / "owners", offset=root.start, size=root.size, filesystem=filesystem,
+        parts, skipped = parts_of(starts, reads, until, start // SECTOR, size // SECTOR)
+        with disk.mount(shown, work / "owners", offset=start, size=size, filesystem=filesystem,
                         read_only=True):  # fmt: skip
-            of_files = described(work / "owners", [read for part in found for read in part.reads])
+            of_files = described(work / "owners", [read for part in parts for read in part.reads])
     return Trace(
         uuid=uuid,
         filesystem=filesystem,
-        size=root.size,
+        size=size,
         how="boot",
         made_at=timestamp(),
-        parts=tuple(found),
-        skipped=skipped,
+        parts=parts,
+        skipped={name: reason[:2000] for name, reason in skipped.items()},
         **of_files,
+    )
+
+
+@contextmanager
+def _traced(image: Path, plan: Plan, work: Path) -> Iterator[tuple[Path, int, int]]:
+    """Yield the raw file that holds the file system which is traced, where that begins there, and its size: bytes."""
+    if plan.artefact.kind == "volume":
+        yield image, 0, image.stat().st_size
+        return
+    with writable(image, work / "shown", image_format=qemu_format(plan.artefact.format)) as shown:
+        root = disk.find_root(shown)
+        yield shown, root.start, root.size
+
+
+def parts_of(
+    starts: Starts, reads: Sequence[GuestRead], until: float, start: int, size: int
+) -> tuple[tuple[Part, ...], dict[str, str]]:
+    """Return the parts of a trace, and what is not in it with the reason; see ``_part``. Pure.
+
+    What ended later than ``until``, when the log does not count any more, is not in it.
+    """
+    parts = tuple(_part(window, reads, start, size) for window in starts.windows if window.ended < until)
+    return parts, starts.skipped | {window.name: _TOO_MUCH for window in starts.windows if window.ended >= until}
+
+
+def _part(window: Window, reads: Sequence[GuestRead], start: int, size: int) -> Part:
+    """Return what was read in a window of the sectors from ``start``, ``size`` of them. Pure."""
+    origin, end = reads[0].at if window.kind == "boot" else window.begun, start + size
+    return Part(
+        name=window.name,
+        kind=window.kind,
+        seconds=window.seconds,
+        stages=window.stages,
+        reads=tuple(
+            Read(max(0, round((read.at - origin) * 1000)), read.sector - start, min(read.length, end - read.sector))
+            for read in reads
+            if window.begun <= read.at < window.ended and start <= read.sector < end
+        ),
     )

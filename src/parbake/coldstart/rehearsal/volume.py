@@ -43,8 +43,6 @@ def rehearse_volume(artefact: Path, plan: Plan, events: Events, work: Path) -> T
                 except (NotStarted, Overrun) as error:
                     skipped[image.reference] = str(error)
         of_files = _owners(artefact, parts, work / "owners", filesystem)
-    for reference, reason in skipped.items():
-        events.warn(f"{reference} is not in the start-up trace: {reason}")
     return Trace(
         uuid=uuid,
         filesystem=filesystem,

@@ -5,7 +5,7 @@ from parbake.machine.vm.boards import boots
 from parbake.machine.vm.firmware import is_bootable
 from parbake.machine.vm.guest import Clock, Guest, Ran, Waited
 from parbake.machine.vm.machine import CONTAINERD, NETWORK_MAC, Drive, Machine
-from parbake.machine.vm.reads import GuestRead, busiest_disk
+from parbake.machine.vm.reads import Disks, GuestRead, busiest_disk, marked_disk, read_log
 from parbake.machine.vm.saved import Saved
 from parbake.machine.vm.seed import Seed, agent_credentials, agent_seed
 
@@ -13,6 +13,7 @@ __all__ = [
     "CONTAINERD",
     "NETWORK_MAC",
     "Clock",
+    "Disks",
     "Drive",
     "Guest",
     "GuestRead",
@@ -27,4 +28,6 @@ __all__ = [
     "boots",
     "busiest_disk",
     "is_bootable",
+    "marked_disk",
+    "read_log",
 ]

@@ -117,7 +117,11 @@ class Machine:
             fds = {name: theirs.fileno() for name, (_, theirs) in channels.items()}
             files = stack.enter_context(confine.Files(confine.user()))
             self._prepare()
-            command = [*self._command(fds, files), *files.arguments]
+            command = self._command(fds, files)
+            if self._reads is not None:  # nothing of the machine, which resumes from the same states
+                log = files.lend_log(self._reads)
+                command += ["-trace", f"enable={READ_EVENT}", "-D", log, "-msg", "timestamp=on"]
+            command += files.arguments
             handles = [*fds.values(), *files.handles]
             self._reader = stack.enter_context(saved.MemoryReader(self.saved.memory)) if self.saved else None
             if self._reader:
@@ -239,10 +243,7 @@ class Machine:
             value = f"io.systemd.credential.binary:{name}={base64.b64encode(data).decode()}"
             command += ["-smbios", f"type=11,value={value}"]
         card = f"user,model=virtio-net-pci,mac={NETWORK_MAC},ipv6=off"
-        command += ["-nic", "none" if self._network is None else card]
-        if self._reads is not None:
-            command += ["-trace", f"enable={READ_EVENT}", "-D", files.lend_log(self._reads), "-msg", "timestamp=on"]
-        return command
+        return [*command, "-nic", "none" if self._network is None else card]
 
     def _disk(self, name: str, image: Path, image_format: str, files: confine.Lender) -> list[str]:
         """Open an image that stays as it is: what the guest writes goes into an overlay."""

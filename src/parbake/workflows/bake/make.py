@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parbake import records
-from parbake.builders import Disk, Ingredients, ParentVolume, Publisher, RemoteBuilder, Shipment
+from parbake.builders import (
+    Disk,
+    Ingredients,
+    ParentVolume,
+    Publisher,
+    RehearsalPlace,
+    RemoteBuilder,
+    Shipment,
+)
 from parbake.core import access, interrupts
 from parbake.core.blocks import BlockList
 from parbake.core.claim import Claim
@@ -36,7 +44,14 @@ if TYPE_CHECKING:
 
 
 def need_rights(plan: Plan, options: BakeOptions) -> None:
-    """Raise EnvironmentProblem without root, unless nothing is mounted: an ext4 volume that nobody looks into yet."""
+    """Raise EnvironmentProblem without root, unless nothing is mounted: an ext4 volume that nobody looks into yet.
+
+    So does a rehearsal in a machine that cannot be had; InputError for a place that is none for the artefact.
+    """
+    if rehearses(plan, options) and options.rehearse_in:
+        from parbake.builders import coldstart
+
+        coldstart.place_of(plan, options.rehearse_in)
     if plan.artefact.mounted:
         need_root("baking")
     elif options.verify or options.rehearse:
@@ -76,7 +91,8 @@ def with_trace(run: Session, earlier: BakeResult, options: BakeOptions) -> BakeR
             earlier, record=add_trace(earlier.artefact, earlier.record, options.trace, run.events, run.signer)
         )
     if options.rehearse and earlier.record.trace is None:
-        return replace(earlier, record=rehearse(earlier.artefact, earlier.record, run.events, run.signer))
+        where = rehearsal_place(run, options)
+        return replace(earlier, record=rehearse(earlier.artefact, earlier.record, run.events, run.signer, where=where))
     return earlier
 
 
@@ -90,7 +106,7 @@ def make_artefact(run: Session, plan: Plan, options: BakeOptions) -> BakeResult:
     with work_on(output, plan.key[:12], events, keep=options.keep_workspace) as work:
         attachments = run.registry.find_attachments(plan.all_images)  # beside the bake, for its record
         plan, disk = build_disk(run, plan, base_path, work, parent=find_parent(run, plan, options))
-        disk = prepare_for_cold_starts(disk, plan, work, options, events)
+        disk = prepare_for_cold_starts(run, disk, plan, work, options)
         record, blocks = describe_disk(run, plan, disk, base_path, clock, attachments())
         interrupts.hold()
         disk.path.chmod(access.mode_of(run.bakefile.readable_by))  # later, it would be a change of the file (ancestry)
@@ -110,15 +126,26 @@ def find_parent(run: Session, plan: Plan, options: BakeOptions) -> ParentVolume 
     return ancestry.parent_of(plan, output, run.cache, verify=options.verify, rehearse=rehearse, trust=run.trusted)
 
 
-def prepare_for_cold_starts(disk: Disk, plan: Plan, work: Path, options: BakeOptions, events: Events) -> Disk:
+def rehearses(plan: Plan, options: BakeOptions) -> bool:
+    """Whether a bake rehearses what it builds. Pure."""
+    usual = plan.artefact.kind == "volume" and options.verify
+    return not options.trace and (usual if options.rehearse is None else options.rehearse)
+
+
+def rehearsal_place(run: Session, options: BakeOptions) -> RehearsalPlace:
+    """Return where a run rehearses: a volume is attached to the node on which it will be verified."""
+    return RehearsalPlace(options.rehearse_in, run.bakefile.verify.base)
+
+
+def prepare_for_cold_starts(run: Session, disk: Disk, plan: Plan, work: Path, options: BakeOptions) -> Disk:
     """Rehearse a disk and lay it out before it is digested, or take the trace that the user has."""
     if options.trace:
         return replace(disk, trace=_trace_from(options.trace, disk.path, plan))
-    usual = plan.artefact.kind == "volume" and options.verify
-    if options.rehearse or (options.rehearse is None and usual):
+    if rehearses(plan, options):
         from parbake.builders import coldstart
 
-        return coldstart.prepare(disk, plan, work, events=events, layout=options.layout)
+        where = rehearsal_place(run, options)
+        return coldstart.prepare(disk, plan, work, events=run.events, where=where, layout=options.layout)
     return disk
 
 
@@ -212,9 +239,9 @@ def disk_to_send(
     else:
         need_room(shipment.work, plan)
         plan, disk = build_disk(run, plan, find_base(run, plan, publisher), shipment.work)
-        return plan, shipment.keep(prepare_for_cold_starts(disk, plan, shipment.work, options, run.events))
+        return plan, shipment.keep(prepare_for_cold_starts(run, disk, plan, shipment.work, options))
     plan = plan.model_copy(update={"size": disk.path.stat().st_size})
-    return plan, prepare_for_cold_starts(disk, plan, shipment.work, options, run.events)
+    return plan, prepare_for_cold_starts(run, disk, plan, shipment.work, options)
 
 
 def bake_remotely(

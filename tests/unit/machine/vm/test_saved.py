@@ -143,6 +143,7 @@ def test_a_shape_is_of_the_machine_and_not_of_its_files(tmp_path: Path) -> None:
 
     assert "QEMU emulator version" in shape()
     assert shape("b", drive=replace(volume, path=tmp_path / "other")) == shape()
+    assert shape(reads=tmp_path / "log") == shape(), "who rehearses resumes what others have kept"
     others = [
         shape(memory=512), shape(cpus=1), shape(credentials={"order": b"two"}), shape(firmware="uefi"),
         shape(drive=replace(volume, plugged=True)), shape(drive=replace(volume, format="qcow2")),
