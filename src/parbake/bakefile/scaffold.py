@@ -60,9 +60,10 @@ class InitImage:
     notes: tuple[str, ...] = ()
 
 
-def starter(images: Sequence[InitImage], *, today: date) -> str:
+def starter(images: Sequence[InitImage], *, today: date, settings: Mapping[str, str] | None = None) -> str:
     """Return a commented Bakefile for these images that works as it stands.
 
+    ``settings`` are keys in the place of their commented defaults, each as the lines that say it.
     An image that is there twice under the same normalised name is written once. Raises BadReference, and InputError
     when there is no image.
     """
@@ -71,6 +72,8 @@ def starter(images: Sequence[InitImage], *, today: date) -> str:
         raise InputError("there is no image to bake", hint="name one with --image, or a folder of manifests")
     entries = sorted(distinct.values(), key=list(images).index)
     text = _file("parbake.yaml.in").decode().replace("{today}", today.isoformat())
+    for key, lines in (settings or {}).items():
+        text = re.sub(rf"^#{key}:.*\n(?:#  .*\n)*", lambda _, lines=lines: f"{lines}\n", text, flags=re.MULTILINE)
     return text.replace("{images}", "\n".join(_entry(entry) for entry in entries))
 
 
@@ -90,7 +93,7 @@ def _entry(entry: InitImage) -> str:
         return "\n".join([*lines, f"  - {reference}{size}"])
     lines.append(f"  - reference: {reference}{size}")
     if entry.build:
-        lines.append(f"    build: {{context: {_scalar(entry.build)}}}")
+        lines.append(f"    build: {{context: {scalar(entry.build)}}}")
     return "\n".join([*lines, *startup])
 
 
@@ -102,7 +105,7 @@ def _startup(entry: InitImage) -> list[str]:
     env, rest = dict(_pairs(entry.startup.get("env"))), [*entry.startup.items()]
     if env or entry.fill:
         lines.append("      env:" if env else "      #env:")
-        lines += [f"        {_scalar(name)}: {_scalar(value)}" for name, value in env.items()]
+        lines += [f"        {scalar(name)}: {scalar(value)}" for name, value in env.items()]
     if entry.fill:
         lines.append("        # To be filled in with what does for a proof, and is no secret: it is in the record.")
         fill = [*entry.fill.items()][:_MOST_TO_FILL]
@@ -120,16 +123,16 @@ def _startup(entry: InitImage) -> list[str]:
 def _file_lines(path: object, file: object) -> Iterator[str]:
     """Yield the lines of a file: its text as it stands where YAML takes it so."""
     content, mode = (file.get("content"), file.get("mode")) if isinstance(file, Mapping) else (file, None)
-    key, text = f"        {_scalar(path)}:", str(content)
+    key, text = f"        {scalar(path)}:", str(content)
     *lines, last = text.split("\n")
     plain = lines and lines[-1] and not last and not text.startswith((" ", "\n"))
     if mode:
-        yield f"{key} {{mode: {_scalar(mode)}, content: {_scalar(text)}}}"
+        yield f"{key} {{mode: {scalar(mode)}, content: {scalar(text)}}}"
     elif plain and all(line.isprintable() and line == line.rstrip() for line in lines):
         yield f"{key} |"
         yield from (f"          {line}".rstrip() for line in lines)
     else:
-        yield f"{key} {_scalar(text)}"
+        yield f"{key} {scalar(text)}"
 
 
 def _pairs(value: object) -> Iterable[tuple[object, object]]:
@@ -139,13 +142,13 @@ def _pairs(value: object) -> Iterable[tuple[object, object]]:
 def _flow(value: object) -> str:
     """Write a value in one line of YAML."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_scalar(key)}: {_flow(each)}" for key, each in value.items()) + "}"
+        return "{" + ", ".join(f"{scalar(key)}: {_flow(each)}" for key, each in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_flow, value)) + "]"
-    return str(value).lower() if isinstance(value, bool) else str(value) if isinstance(value, int) else _scalar(value)
+    return str(value).lower() if isinstance(value, bool) else str(value) if isinstance(value, int) else scalar(value)
 
 
-def _scalar(value: object) -> str:
+def scalar(value: object) -> str:
     """Write a text for YAML: plain where nobody could read it as anything else, or quoted."""
     text = str(value)
     if _PLAIN.fullmatch(text) and not _NO_TEXT.fullmatch(text):
@@ -181,6 +184,7 @@ def write(
     images: Sequence[InitImage] = (),
     *,
     today: date,
+    settings: Mapping[str, str] | None = None,
     force: bool = False,
     busybox: Path = Path("/bin/busybox"),
 ) -> tuple[Path, ...]:
@@ -198,7 +202,7 @@ def write(
     if not entries:
         files = {folder / SAMPLE / name: content for name, content in _sample(busybox).items()}
         entries = (InitImage(f"localhost/{SAMPLE}:1", build=SAMPLE, startup={"up": {"log": "^hello: ready"}}),)
-    files[folder / FILE_NAME] = (starter(entries, today=today).encode(), 0o644)
+    files[folder / FILE_NAME] = (starter(entries, today=today, settings=settings).encode(), 0o644)
     present = [str(path) for path, (content, _) in files.items() if _is_anothers(path, content)]
     if present and not force:
         raise InputError(

@@ -26,6 +26,8 @@ from parbake.cli.project import CopyRoles, Project, Store, overrides
 from parbake.core.errors import InputError
 from parbake.core.events import Events
 
+_KINDS = choices.Choice("--for", "kind", lambda: ("eks",))
+
 
 @command(progress="plain")
 def init(
@@ -46,6 +48,15 @@ def init(
     from_cluster: Annotated[
         bool, typer.Option("--from-cluster", help="Take the images of the workloads in kubectl's cluster.")
     ] = False,
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--for",
+            help="eks: a volume for the nodes of kubectl's cluster, with its node class of Karpenter as the target.",
+            metavar="KIND",
+            autocompletion=_KINDS.complete,
+        ),
+    ] = "",
     context: KubeContext = "",
     sizes: Annotated[bool, typer.Option(help="Ask the registries how large the images are, for the comments.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
@@ -56,6 +67,8 @@ def init(
     """
     from parbake.workflows import init as workflow
 
+    if kind:
+        _KINDS.need(kind)
     return written(
         workflow.begin(
             folder,
@@ -66,6 +79,7 @@ def init(
             sizes=sizes,
             force=force,
             events=events,
+            eks=kind == "eks",
         )
     )
 

@@ -39,7 +39,7 @@ class Choice:
         """Raise InputError for a word that is none of them."""
         *others, last = self.words()
         if word not in {*others, last}:
-            hint = f"choose {', '.join(others)} or {last}"
+            hint = f"choose {', '.join(others)} or {last}" if others else f"write {last}"
             raise InputError(f"{self.option} {word}: no such {self.noun}", hint=hint)
 
     def complete(self, incomplete: str) -> list[str]:

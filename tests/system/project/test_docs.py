@@ -70,7 +70,8 @@ ROLLOUTS = frozenset({"rollout", "rollback", "status", "freeze", "thaw", "watch"
 TUTORIAL = Case("docs/tutorial.md", shortcuts=NOTHING, preloaded=False)
 """It boots a machine: tests/vm follows it."""
 MIGRATE = Case("docs/how-to/migrate.md", shortcuts=NOTHING)
-"""It bakes in EC2: tests/aws follows it, on the stand-in of its own process."""
+EKS = Case("docs/how-to/eks.md", shortcuts=NOTHING)
+"""They bake in EC2 or for EBS: tests/aws follows them, on stand-ins of its own process."""
 ENGINE = Case("docs/how-to/fleet-engine.md", shortcuts=NOTHING)
 """It needs an engine: tests/system/fleet/test_pages.py follows it on one that is there."""
 HERE = (
@@ -108,7 +109,7 @@ HERE = (
     Case("docs/how-to/lint.md"),
     Case("docs/how-to/other-clouds.md", shortcuts=frozenset({"bake", "export"})),
 )
-CASES = (TUTORIAL, MIGRATE, ENGINE, *HERE)
+CASES = (TUTORIAL, MIGRATE, EKS, ENGINE, *HERE)
 
 SHORTCUTS = {
     # The base matters in none of the documents in which `init` is cut short: a volume is made in a second.

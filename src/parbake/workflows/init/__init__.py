@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +16,9 @@ from parbake.core.model import Platform
 from parbake.core.reference import Reference
 from parbake.images import workloads as kubernetes
 from parbake.images.registry import Patience, Registry
+from parbake.rollouts.cluster import Cluster
 from parbake.workflows.init import startups
+from parbake.workflows.init.eks import look, node_classes
 
 # Sizes are a courtesy in a comment: a registry that does not answer soon is not worth the wait.
 _PATIENCE = Patience(tries=1, total=10, connect=3, stall=5)
@@ -31,20 +34,34 @@ def begin(
     sizes: bool,
     force: bool,
     events: Events,
+    eks: bool = False,
 ) -> tuple[Path, ...]:
     """Write a Bakefile for what the user named, or for what the folder holds; return the files that were written.
 
+    ``eks`` makes it one for the nodes of kubectl's cluster: a volume for Karpenter's node class.
     ``manifests`` is a folder, a file, or ``-`` for standard input. Raises InputError when files exist already (unless
     ``force``), when there is nothing to bake, or for a named image that could only be built.
     """
+    settings = look(context).settings(context) if eks else {}
+    cluster = cluster or (eks and manifests is None and not images)
     entries = [_named(image) for image in images]
     if manifests is not None or cluster:
         entries += _from_kubernetes(manifests, cluster, context, events)
         if not entries:
             raise InputError("no images were found", hint="do the manifests hold Pods, Deployments, Jobs or the like?")
+    if cluster and not eks and _has_node_classes(context):
+        events.note(
+            "the cluster has Karpenter's node classes: `--for eks` writes a Bakefile that can be rolled out there"
+        )
     if sizes:
         entries = _with_sizes(entries, events)
-    return scaffold.write(folder, entries, today=datetime.now(UTC).date(), force=force)
+    return scaffold.write(folder, entries, today=datetime.now(UTC).date(), settings=settings, force=force)
+
+
+def _has_node_classes(context: str) -> bool:
+    with suppress(ParbakeError):  # a hint is not worth an error
+        return bool(node_classes(Cluster(context)))
+    return False
 
 
 def _named(image: str) -> scaffold.InitImage:

@@ -348,7 +348,7 @@ def _one_region(found: Sequence[Record]) -> str:
         raise InputError(f"{names}: published in {', '.join(sorted(regions))}", hint="name the target's `region`")
     raise InputError(
         f"{names}: published in no region of a cloud, so there is nothing to hand out",
-        hint="bake with a builder that publishes, or publish the file",
+        hint="write `builder: ebs` (from here, no instance) or `builder: ec2` into the Bakefile, and bake again",
     )
 
 
