@@ -73,7 +73,8 @@ def starter(images: Sequence[InitImage], *, today: date, settings: Mapping[str, 
     entries = sorted(distinct.values(), key=list(images).index)
     text = _file("parbake.yaml.in").decode().replace("{today}", today.isoformat())
     for key, lines in (settings or {}).items():
-        text = re.sub(rf"^#{key}:.*\n(?:#  .*\n)*", lambda _, lines=lines: f"{lines}\n", text, flags=re.MULTILINE)
+        shown = re.search(rf"^#{key}:.*\n(?:#  .*\n)*", text, flags=re.MULTILINE)
+        text = text.replace(shown[0], f"{lines}\n") if shown else text
     return text.replace("{images}", "\n".join(_entry(entry) for entry in entries))
 
 
