@@ -61,6 +61,7 @@ def rehearse(
     run.need_root("rehearsing")
     place_of(plan, where.asked)  # what cannot be is refused before anything is fetched
     records.need_signer(artefact, signer)
+    records.sweep(artefact.parent)
     with work_folder(artefact.parent, "rehearse") as work, _disk_of(artefact, record, work, events) as there:
         assert there
         trace = rehearse_disk(there, plan, events, work, where)
@@ -102,6 +103,7 @@ def _fetched(record: Record, work: Path, events: Events) -> Path:
 def add_trace(artefact: Path, record: Record, file: Path, events: Events, signer: Signer | None = None) -> Record:
     """Take a trace that was recorded elsewhere; raises InputError when it is not of this artefact's file system."""
     records.need_signer(artefact, signer)
+    records.sweep(artefact.parent)
     with (
         work_folder(artefact.parent, "trace") as work,
         _disk_of(artefact, record, work, events, fetch=False) as there,

@@ -143,6 +143,15 @@ def test_each_command_is_known_to_use_artefacts_or_not() -> None:
     assert names == {name.partition(" of ")[0] for name in USES} | set(DOES_NOT) | TAKES_NONE
 
 
+@pytest.mark.parametrize("command", ["trace", "trace of a node", "verify"])
+def test_what_a_killed_run_left_goes_with_the_next(shelf: Shelf, used: list[Path], command: str) -> None:
+    left = shelf.output / ".parbake/rehearse.1.dead"
+    (left / "boot/machine").mkdir(parents=True)
+    assert run(shelf, USES[command]) == 0
+    assert used
+    assert not left.exists()
+
+
 @pytest.mark.parametrize("command", USES)
 def test_what_is_used_was_compared_and_is_the_file_that_was_compared(
     shelf: Shelf, used: list[Path], command: str
