@@ -142,8 +142,10 @@ class Cloud(Between):
             "BlockDeviceMappings": mappings,
         }
         made: str = self._real(client, "RegisterImage", wishes)["ImageId"]
-        account: Any = ec2_backends["123456789012"][client.meta.region_name]
-        account.amis[made].architecture = source["Architecture"]  # so that a filter by it finds this one
+        accounts: Any = [account[client.meta.region_name] for account in ec2_backends.values()]
+        for account in accounts:  # the one that the client acts in: a role's is another than the caller's
+            if made in account.amis:
+                account.amis[made].architecture = source["Architecture"]  # so that a filter by it finds this one
         if tags:
             self._real(client, "CreateTags", {"Resources": [made], "Tags": tags})
         self.details[made] = {

@@ -105,7 +105,7 @@ def test_a_fleet_is_baked_and_its_engine_can_be_lost(tmp_path: Path, registry: D
         assert "2 of 2 cells: 2 baked" in up.corner.parbake("fleet", "status").stdout
         assert "no run of corner is under way" in up.fleet("pause", code=2)["message"]
         healthy = up.fleet("doctor")
-        assert [each["name"] for each in healthy] == ["store", "engine", "control", "bake", "place", "roll"]
+        assert [each["name"] for each in healthy] == ["store", "engine", "search", "control", "bake", "place", "roll"]
         assert "missing" not in {each["status"] for each in healthy}
         file = up.corner.folder / "fleet.yaml"
         file.write_text(file.read_text() + "schedule: {every: 24h}\n")
