@@ -9,13 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from parbake.core.errors import BadBase
+from parbake.core.files import read_file
 from parbake.core.run import run
 from parbake.machine.disk.roots import inside
 
 _CONFIG = "etc/selinux/config"
 _MOST_CONFIG = 1 << 16
+_MOST_TEXT = 16 << 20  # Fedora's has half a MiB
+_TEXTS = ("", ".homedirs", ".local", ".subs", ".subs_dist")  # selabel_file(5)
+_TIMEOUT = 3600.0  # an expression can take for ever to match, and millions of files their time
 _LINE = re.compile(r"^\s*(SELINUX|SELINUXTYPE)\s*=\s*([\w.-]+)\s*$", re.MULTILINE)
 
 
@@ -50,11 +55,30 @@ def file_contexts(root: Path) -> Path | None:
 def label(root: Path, paths: Iterable[Path]) -> None:
     """Give files of a mounted root, and all below, the labels that its policy has for them; others stay as they are.
 
-    Nothing happens where the root enforces no policy. Raises BadBase as above, EnvironmentProblem without ``setfiles``,
-    CommandFailed for a list that it cannot read.
+    Nothing happens where the root enforces no policy. Raises BadBase as above and for a list of any size,
+    EnvironmentProblem without ``setfiles``, CommandFailed for a list that it cannot read.
     """
     contexts = file_contexts(root)
     wanted = [str(path) for path in paths]
     if contexts is not None and wanted:
-        # -m: which mounts of this machine have labels does not matter
-        run(["setfiles", "-m", "-r", str(root), str(contexts), *wanted])
+        with TemporaryDirectory(prefix="parbake-labels-") as folder:
+            # -m: which mounts of this machine have labels does not matter
+            command = ["setfiles", "-m", "-r", str(root), str(_text_of(contexts, Path(folder))), *wanted]
+            run(command, timeout=_TIMEOUT)
+
+
+def _text_of(contexts: Path, folder: Path) -> Path:
+    """Copy the text of a list of labels, with what belongs to it, to where nothing else is; return the list.
+
+    Beside it may be a compiled list, which ``setfiles`` takes instead: regular expressions in the form that PCRE has in
+    memory, believed as they lie. A base may be a stranger's.
+    """
+    for suffix in _TEXTS:
+        path = contexts.with_name(contexts.name + suffix)
+        if path.is_symlink() or not path.exists():
+            continue
+        try:
+            (folder / path.name).write_bytes(read_file(path, _MOST_TEXT))
+        except OSError as error:
+            raise BadBase(f"the base's list of labels {path.name}: {error.strerror}") from error
+    return folder / contexts.name
