@@ -57,7 +57,7 @@ ADDRESS = "engine.example.com:7233"
         (
             '`get_system_info` call error after connection: Status { code: Unknown, message: "transport error", source:'
             " Some(tonic::transport::Error(Transport, hyper::Error(Io, Kind(ConnectionReset)))) }",
-            "does not speak as an engine does",
+            "does not answer: it ended the connection",
         ),
         ("tonic::transport::Error(Transport, SomethingNew)", "does not answer"),
     ],

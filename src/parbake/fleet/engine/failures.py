@@ -22,6 +22,7 @@ from parbake.fleet.engine.tasks import Failure
 _AUTHORITY = "TEMPORAL_TLS_SERVER_CA_CERT_PATH names its authority, TEMPORAL_TLS_SERVER_NAME what it calls itself"
 _CERTIFICATE = "TEMPORAL_TLS_CLIENT_CERT_PATH and TEMPORAL_TLS_CLIENT_KEY_PATH name the certificate of this machine"
 _TLS = "TEMPORAL_TLS says whether TLS is spoken, TEMPORAL_ADDRESS to whom"
+_WAIT = f"wait until it is ready; {_TLS}"
 _RIGHTS = "check TEMPORAL_API_KEY, or the certificate, and what they may do in the namespace"
 _AGAIN = "run the same command again; `parbake fleet doctor` says what the engine lacks"
 # What the library's text has in it, what that means, and the next step (empty: the usual one). The first that fits.
@@ -34,7 +35,8 @@ _CONNECTING = (
     (r"CertificateRequired|HandshakeFailure|BadCertificate|DecryptError", "wants another certificate", _CERTIFICATE),
     (r"InvalidCertificate|UnknownIssuer|NotValidForName", "has a certificate that is not trusted here", _AUTHORITY),
     (r"imed ?out|deadline|Timeout|Elapsed", "does not answer in time", ""),
-    (r"ConnectionReset|Broken ?[Pp]ipe|http2 error|FRAME_SIZE|UnexpectedEof", "does not speak as an engine does", _TLS),
+    (r"ConnectionReset|Broken ?[Pp]ipe|UnexpectedEof", "does not answer: it ended the connection", _WAIT),
+    (r"http2 error|FRAME_SIZE", "does not speak as an engine does", _TLS),
 )
 _STATUS = {
     RPCStatusCode.UNAVAILABLE: ("does not answer: it is not ready, or gone", ""),
