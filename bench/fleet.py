@@ -30,8 +30,8 @@ from temporalio.client import Client
 
 from parbake.core.run import Process
 from parbake.fleet.engine.queues import pollers
-from tests.fakes.fleet_program import key_of
-from tests.fakes.fleets import Fleet, kill
+from standins.fleet_program import key_of
+from standins.fleets import Fleet, kill
 
 WORKERS, SLOTS = 4, 4
 HEARTBEAT = 5.0

@@ -36,8 +36,8 @@ from parbake.core.workspace import cache_folder, remove_tree
 from parbake.fleet.engine.tasks import Counts, Root
 from parbake.machine import disk
 from parbake.records.store import open_store
-from tests.fakes.leaks import Snapshot, snapshot, work_folders
-from tests.fakes.real_fleets import Machine, RealFleet
+from standins.leaks import Snapshot, snapshot, work_folders
+from standins.real_fleets import Machine, RealFleet
 
 _LOOK = 0.02
 _SETTLED = 1.0

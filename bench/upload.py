@@ -63,7 +63,7 @@ class StandIn:
 
 @contextmanager
 def stand_in() -> Iterator[StandIn]:
-    command = [sys.executable, "-m", "tests.fakes.ebs_direct_server"]
+    command = [sys.executable, "-m", "standins.ebs_direct_server"]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin
         assert process.stdout

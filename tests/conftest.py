@@ -34,7 +34,7 @@ settings.load_profile("parbake")
 @pytest.fixture(autouse=True)
 def _made_up_records(monkeypatch: pytest.MonkeyPatch) -> None:
     """Records of ``clusters.project`` name images that are nowhere: AWS shows them as a bake had tagged them."""
-    clusters = sys.modules.get("tests.fakes.clusters")
+    clusters = sys.modules.get("standins.clusters")
     if clusters is None:
         return
     from parbake.aws import images
@@ -71,7 +71,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_unconfigure() -> None:
     """End what the tests of this process share."""
-    preloaded = sys.modules.get("tests.fakes.preloaded")
+    preloaded = sys.modules.get("standins.preloaded")
     if preloaded is not None:
         preloaded.end()
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from parbake.aws import clients, waiters
-from tests.fakes.aws import lean
+from standins.aws import lean
 
 REGION = "eu-west-1"
 

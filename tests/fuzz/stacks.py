@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tests.fakes.comparison import Difference, Way, comparison
+from standins.comparison import Difference, Way, comparison
 
 COMPARISONS: dict[str, Way] = {"mounted_stacks": "mounted", "volume_stacks": "volume"}
 """Names beside those of ``targets``: layers unpacked on a mounted file system, and by parbake's own writer of ext4."""

@@ -29,9 +29,9 @@ from parbake.images.layers.archive import Archive, Chunks
 from parbake.images.registry import documents
 from parbake.machine.vm import busiest_disk, marked_disk
 from parbake.machine.vm.reads import by_disk
-from tests.fakes.hostile import corpus
-from tests.fakes.layers import describe
-from tests.fakes.tars import BLOCK, archive, checksummed, entry, pax
+from standins.hostile import corpus
+from standins.layers import describe
+from standins.tars import BLOCK, archive, checksummed, entry, pax
 
 SEED = archive(
     entry(b"etc/", b"5", mode=0o755),

@@ -20,7 +20,7 @@ from parbake.aws.errors import CAPACITY, fault
 from parbake.core.errors import AwsError, AwsLimit, AwsNoAccess, AwsNotFound, DeadlineExceeded, EnvironmentProblem
 from parbake.core.events import Event, Events
 from parbake.core.extras import how_to_add
-from tests.fakes.aws.ebs_direct_in_process import Raw
+from standins.aws.ebs_direct_in_process import Raw
 
 EXPECTED = {
     "ExpiredToken": (AwsNoAccess, "log in again"),

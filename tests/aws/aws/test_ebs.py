@@ -22,7 +22,7 @@ from parbake.core.errors import AwsError, AwsLimit, AwsNoAccess, AwsNotFound, In
 from parbake.core.events import Event, Events
 from parbake.core.model import EBS_BLOCK, GIB, Platform
 from parbake.machine.disk import ZEROS, block_list
-from tests.fakes.ebs_direct_server import Cloud
+from standins.ebs_direct_server import Cloud
 
 # Not whole blocks: the last one is filled up.
 SIZE = 400 * EBS_BLOCK - 4096

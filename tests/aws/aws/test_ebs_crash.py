@@ -20,6 +20,12 @@ from parbake.core import sealed
 from parbake.core.events import Events
 from parbake.core.model import GIB, Base, Plan
 from parbake.records import Record
+from standins.aws.ebs_direct_in_process import Direct
+from standins.aws.eventual import Eventual
+from standins.aws.iam_recorder import allowed_by
+from standins.aws.interceptor import killed_everywhere
+from standins.ebs_direct_server import Cloud
+from standins.forks import in_child
 from tests.aws.aws.test_ebs import held
 from tests.aws.builders.test_ebs_builder import (
     MACHINE,
@@ -31,12 +37,6 @@ from tests.aws.builders.test_ebs_builder import (
     fake_builder,
     policy_for,
 )
-from tests.fakes.aws.ebs_direct_in_process import Direct
-from tests.fakes.aws.eventual import Eventual
-from tests.fakes.aws.iam_recorder import allowed_by
-from tests.fakes.aws.interceptor import killed_everywhere
-from tests.fakes.ebs_direct_server import Cloud
-from tests.fakes.forks import in_child
 
 pytestmark = pytest.mark.slow
 

@@ -12,12 +12,12 @@ from parbake.aws import ebs, images, waiters
 from parbake.core.errors import AwsError, AwsNotFound, DeadlineExceeded
 from parbake.core.events import Events
 from parbake.core.model import Plan
+from standins.aws.ebs_direct_in_process import Direct
+from standins.aws.eventual import Eventual
+from standins.aws.interceptor import refuse
+from standins.ebs_direct_server import Cloud
 from tests.aws.aws.test_ebs_crash import HOME, OTHER, artefacts, clean, left, settings_for, settle
 from tests.aws.builders.test_ebs_builder import MACHINE, VOLUME, FakeBuilder, build, cloud, direct, fake_builder
-from tests.fakes.aws.ebs_direct_in_process import Direct
-from tests.fakes.aws.eventual import Eventual
-from tests.fakes.aws.interceptor import refuse
-from tests.fakes.ebs_direct_server import Cloud
 
 __all__ = ["cloud", "direct", "fake_builder"]
 

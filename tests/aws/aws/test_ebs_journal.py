@@ -17,9 +17,9 @@ from parbake.aws import ebs
 from parbake.aws.ebs import Journal, ParentSnapshot
 from parbake.aws.ebs.upload import start
 from parbake.core.events import Events
+from standins.ebs_direct_server import Cloud
+from standins.forks import in_child
 from tests.aws.aws.test_ebs import SMALL, cloud, disk_of, held, holds, quick, request, sent
-from tests.fakes.ebs_direct_server import Cloud
-from tests.fakes.forks import in_child
 
 __all__ = ["cloud", "quick"]
 

@@ -21,7 +21,7 @@ from parbake.images.registry import ecr
 from parbake.images.registry.client import _Repository
 from parbake.images.registry.credentials import find_credentials
 from parbake.images.registry.endpoint import Missing
-from tests.fakes.contexts import Spec
+from standins.contexts import Spec
 
 pytestmark = pytest.mark.usefixtures("aws_mock")
 

@@ -12,10 +12,10 @@ from parbake.aws.leftovers import LeftoverFilter, remove
 from parbake.core.errors import AwsLimit, AwsNoAccess, AwsNotFound, DeadlineExceeded
 from parbake.core.events import Events
 from parbake.core.model import Plan
+from standins.aws.ec2 import Cloud, Killed
+from standins.aws.ec2_support import OTHER, Bake, bake, cloud, failing, named, plan, volume
+from standins.aws.eventual import Eventual
 from tests.aws.conftest import REGION
-from tests.fakes.aws.ec2 import Cloud, Killed
-from tests.fakes.aws.ec2_support import OTHER, Bake, bake, cloud, failing, named, plan, volume
-from tests.fakes.aws.eventual import Eventual
 
 __all__ = ["bake", "cloud", "plan", "volume"]
 

@@ -21,13 +21,13 @@ from parbake.core.events import Event, Events
 from parbake.core.model import GIB, TIB, Snapshot
 from parbake.records import Record
 from parbake.workflows import clean, watch
+from standins.aws.boto_clients import raw
+from standins.aws.ec2 import Cloud
+from standins.aws.ec2_support import OTHER, Bake, bake, cloud, failing, plan
+from standins.aws.iam_recorder import allowed_by, printed
+from standins.aws.interceptor import killed_everywhere, throttled_everywhere
+from standins.clusters import machine_image, parbake, project, volume
 from tests.aws.conftest import REGION
-from tests.fakes.aws.boto_clients import raw
-from tests.fakes.aws.ec2 import Cloud
-from tests.fakes.aws.ec2_support import OTHER, Bake, bake, cloud, failing, plan
-from tests.fakes.aws.iam_recorder import allowed_by, printed
-from tests.fakes.aws.interceptor import killed_everywhere, throttled_everywhere
-from tests.fakes.clusters import machine_image, parbake, project, volume
 
 __all__ = ["bake", "cloud", "plan"]
 

@@ -16,12 +16,12 @@ from parbake.bakefile import Bakefile, load
 from parbake.core.model import Plan
 from parbake.images.registry import ecr
 from parbake.records.store import needs
+from standins.aws.boto_clients import raw
+from standins.aws.ec2 import Cloud
+from standins.aws.ec2_support import OTHER, Bake, bake, cloud, plan, policy_for, volume
+from standins.aws.iam_recorder import NOTED, printed
+from standins.policies import checks, mistakes, refused
 from tests.aws.conftest import REGION
-from tests.fakes.aws.boto_clients import raw
-from tests.fakes.aws.ec2 import Cloud
-from tests.fakes.aws.ec2_support import OTHER, Bake, bake, cloud, plan, policy_for, volume
-from tests.fakes.aws.iam_recorder import NOTED, printed
-from tests.fakes.policies import checks, mistakes, refused
 
 __all__ = ["bake", "cloud", "plan", "volume"]
 

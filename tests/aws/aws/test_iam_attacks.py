@@ -1,6 +1,6 @@
 """What somebody tries who holds a policy that `parbake iam` prints, and wants more than parbake does.
 
-Each attack is a call, or the first one of a chain, that has to be refused in every world (``tests.fakes.policies``).
+Each attack is a call, or the first one of a chain, that has to be refused in every world (``standins.policies``).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import pytest
 
 from parbake import cli
 from parbake.aws.tags import as_list
+from standins.aws.iam_recorder import printed
+from standins.policies import AMAZONS, WORLDS, Check, arn, checks, pass_role, refused
 from tests.aws.aws.test_iam import ECR, FULL, PLAIN, TARGETS, written
-from tests.fakes.aws.iam_recorder import printed
-from tests.fakes.policies import AMAZONS, WORLDS, Check, arn, checks, pass_role, refused
 
 HOME, COPIES, ELSEWHERE = "eu-west-1", "us-east-1", "ap-south-1"
 OURS = {"parbake:managed": "artefact", "parbake:key": "k"}

@@ -17,16 +17,16 @@ from parbake.builders import Publication
 from parbake.core.errors import AwsLimit
 from parbake.core.events import Events
 from parbake.core.model import Plan
+from standins.aws.ebs_direct_in_process import Direct
+from standins.aws.ec2 import Cloud
+from standins.aws.ec2_support import OTHER, Bake, bake, cloud, plan, volume
+from standins.aws.interceptor import throttled_everywhere
 from tests.aws.aws.test_ebs_crash import artefacts, left
 from tests.aws.aws.test_ebs_crash import settings_for as ebs_settings
 from tests.aws.aws.test_eventual import killed_after, only_artefacts
 from tests.aws.builders.test_ebs_builder import MACHINE, VOLUME, FakeBuilder, build, direct, fake_builder
 from tests.aws.builders.test_ec2_crash import settings_for
 from tests.aws.conftest import REGION
-from tests.fakes.aws.ebs_direct_in_process import Direct
-from tests.fakes.aws.ec2 import Cloud
-from tests.fakes.aws.ec2_support import OTHER, Bake, bake, cloud, plan, volume
-from tests.fakes.aws.interceptor import throttled_everywhere
 
 __all__ = ["bake", "cloud", "direct", "fake_builder", "plan", "volume"]
 

@@ -16,16 +16,16 @@ from parbake.builders.ec2 import Ec2Builder, bottlerocket, launch
 from parbake.core.errors import ArtefactFull, AwsError, BakeFailed, DeadlineExceeded, InputError
 from parbake.core.events import Events
 from parbake.core.model import Artefact, ExitProbe, HttpProbe, MountedProbe, Plan, RegistryOptions, Startup, StartupFile
+from standins.aws.bottlerocket import Rockets
+from standins.aws.ec2_support import OTHER, named, plan_for
+from standins.aws.eventual import Eventual
+from standins.aws.iam_recorder import allowed_by, caller
+from standins.aws.interceptor import killed_everywhere, throttled_everywhere
+from standins.forks import in_child
+from standins.plans import image
+from standins.policies import AMAZONS
 from tests.aws.aws.test_throttled import said
 from tests.aws.conftest import REGION
-from tests.fakes.aws.bottlerocket import Rockets
-from tests.fakes.aws.ec2_support import OTHER, named, plan_for
-from tests.fakes.aws.eventual import Eventual
-from tests.fakes.aws.iam_recorder import allowed_by, caller
-from tests.fakes.aws.interceptor import killed_everywhere, throttled_everywhere
-from tests.fakes.forks import in_child
-from tests.fakes.plans import image
-from tests.fakes.policies import AMAZONS
 
 pytestmark = pytest.mark.slow
 

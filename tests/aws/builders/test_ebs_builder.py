@@ -37,11 +37,11 @@ from parbake.records import Record, read
 from parbake.workflows.bake import disks, make
 from parbake.workflows.identity import acting
 from parbake.workflows.plan import BakeOptions, Session
+from standins.aws.ebs_direct_in_process import Direct
+from standins.aws.iam_recorder import allowed_by, bakefile_for, printed
+from standins.ebs_direct_server import Cloud
+from standins.plans import plan
 from tests.aws.aws.test_ebs import held, holds
-from tests.fakes.aws.ebs_direct_in_process import Direct
-from tests.fakes.aws.iam_recorder import allowed_by, bakefile_for, printed
-from tests.fakes.ebs_direct_server import Cloud
-from tests.fakes.plans import plan
 
 PASSED = Verdict(passed=True, accelerator="kvm")
 FAILED = Verdict(passed=False, accelerator="kvm", problems=("it does not start",))

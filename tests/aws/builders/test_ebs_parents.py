@@ -13,11 +13,11 @@ from parbake.builders.ebs import base_of
 from parbake.core.errors import AwsError, InputError
 from parbake.core.events import Events
 from parbake.core.model import EBS_BLOCK, GIB, Artefact, Base
+from standins.aws.ebs_direct_in_process import Direct
+from standins.aws.interceptor import refuse
+from standins.ebs_direct_server import EBS_KEY, Cloud
 from tests.aws.aws.test_ebs import held
 from tests.aws.builders.test_ebs_builder import MACHINE, VOLUME, FakeBuilder, build, cloud, direct, fake_builder
-from tests.fakes.aws.ebs_direct_in_process import Direct
-from tests.fakes.aws.interceptor import refuse
-from tests.fakes.ebs_direct_server import EBS_KEY, Cloud
 
 __all__ = ["cloud", "direct", "fake_builder"]
 

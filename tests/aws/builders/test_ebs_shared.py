@@ -28,6 +28,12 @@ from parbake.records.store import leases
 from parbake.workflows import bake, clean
 from parbake.workflows.bake.sharing import make_and_share
 from parbake.workflows.plan import BakeOptions, BakeResult
+from standins import machines
+from standins.aws.ebs_direct_in_process import Direct
+from standins.aws.eventual import Eventual
+from standins.aws.iam_recorder import allowed_by
+from standins.aws.interceptor import killed_everywhere, throttled_everywhere
+from standins.ebs_direct_server import Cloud
 from tests.aws.aws.test_ebs import held
 from tests.aws.aws.test_ebs_crash import HOME, OTHER, left
 from tests.aws.builders.test_ebs_builder import (
@@ -40,12 +46,6 @@ from tests.aws.builders.test_ebs_builder import (
     policy_for,
     session,
 )
-from tests.fakes import machines
-from tests.fakes.aws.ebs_direct_in_process import Direct
-from tests.fakes.aws.eventual import Eventual
-from tests.fakes.aws.iam_recorder import allowed_by
-from tests.fakes.aws.interceptor import killed_everywhere, throttled_everywhere
-from tests.fakes.ebs_direct_server import Cloud
 
 __all__ = ["cloud", "direct", "fake_builder"]
 pytestmark = pytest.mark.usefixtures("fake_builder")

@@ -12,9 +12,9 @@ from parbake.core import events
 from parbake.core.errors import AwsLimit, DeadlineExceeded
 from parbake.core.events import Event
 from parbake.core.model import Plan
+from standins.aws.ec2 import Cloud, refuse
+from standins.aws.ec2_support import APP, OTHER, Bake, bake, cloud, named, notes, plan, volume
 from tests.aws.conftest import REGION
-from tests.fakes.aws.ec2 import Cloud, refuse
-from tests.fakes.aws.ec2_support import APP, OTHER, Bake, bake, cloud, named, notes, plan, volume
 
 __all__ = ["APP", "bake", "cloud", "plan", "volume"]
 

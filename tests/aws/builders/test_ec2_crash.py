@@ -15,12 +15,12 @@ from parbake.aws.leftovers import LeftoverFilter, remove
 from parbake.builders import Publication
 from parbake.core.events import Events
 from parbake.core.model import Plan
+from standins.aws.ec2 import Cloud, Killed
+from standins.aws.ec2_support import OTHER, Bake, bake, cloud, plan, policy_for, volume
+from standins.aws.iam_recorder import allowed_by
+from standins.aws.interceptor import READING, killed_everywhere
+from standins.forks import in_child
 from tests.aws.conftest import REGION
-from tests.fakes.aws.ec2 import Cloud, Killed
-from tests.fakes.aws.ec2_support import OTHER, Bake, bake, cloud, plan, policy_for, volume
-from tests.fakes.aws.iam_recorder import allowed_by
-from tests.fakes.aws.interceptor import READING, killed_everywhere
-from tests.fakes.forks import in_child
 
 pytestmark = pytest.mark.slow
 

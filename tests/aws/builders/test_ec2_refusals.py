@@ -19,10 +19,10 @@ from parbake.core.errors import (
 )
 from parbake.core.events import Event
 from parbake.core.model import Plan, RegistryOptions
+from standins.aws.ec2 import Cloud, refuse
+from standins.aws.ec2_support import APP, OTHER, Bake, bake, cloud, failing, notes, plan, plan_for
+from standins.plans import image
 from tests.aws.conftest import REGION
-from tests.fakes.aws.ec2 import Cloud, refuse
-from tests.fakes.aws.ec2_support import APP, OTHER, Bake, bake, cloud, failing, notes, plan, plan_for
-from tests.fakes.plans import image
 
 __all__ = ["APP", "bake", "cloud", "plan"]
 

@@ -17,11 +17,11 @@ from parbake.core.events import Events
 from parbake.core.model import Plan
 from parbake.records.store import claimed, leases, open_store
 from parbake.records.store.leases import LeaseClaim
+from standins import machines
+from standins.aws.ec2 import Cloud, Killed
+from standins.aws.ec2_support import Bake, bake, cloud, named, plan, volume
+from standins.aws.eventual import Eventual
 from tests.aws.conftest import REGION
-from tests.fakes import machines
-from tests.fakes.aws.ec2 import Cloud, Killed
-from tests.fakes.aws.ec2_support import Bake, bake, cloud, named, plan, volume
-from tests.fakes.aws.eventual import Eventual
 
 __all__ = ["bake", "cloud", "plan", "volume"]
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from parbake.aws import clients
+from standins.aws.ec2 import Cloud
+from standins.aws.ec2_support import cloud, failing, notes
+from standins.images import image, layer, push
+from standins.registry import DockerRegistry
+from standins.runs import bakefile, parbake, private_places
 from tests.aws.conftest import REGION
-from tests.fakes.aws.ec2 import Cloud
-from tests.fakes.aws.ec2_support import cloud, failing, notes
-from tests.fakes.images import image, layer, push
-from tests.fakes.registry import DockerRegistry
-from tests.fakes.runs import bakefile, parbake, private_places
 
 __all__ = ["cloud", "private_places"]
 

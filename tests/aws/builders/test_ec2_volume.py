@@ -9,9 +9,9 @@ import pytest
 from parbake import aws
 from parbake.core.errors import AwsError, InputError
 from parbake.core.model import Plan
+from standins.aws.ec2 import Cloud
+from standins.aws.ec2_support import APP, OTHER, Bake, bake, cloud, named, notes, plan, volume
 from tests.aws.conftest import REGION
-from tests.fakes.aws.ec2 import Cloud
-from tests.fakes.aws.ec2_support import APP, OTHER, Bake, bake, cloud, named, notes, plan, volume
 
 __all__ = ["APP", "bake", "cloud", "plan", "volume"]
 

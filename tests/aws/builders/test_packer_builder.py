@@ -20,9 +20,9 @@ from parbake.core.errors import EnvironmentProblem, ParbakeError
 from parbake.core.events import Events
 from parbake.core.model import GIB, Artefact, Base, Plan
 from parbake.workflows import clean
-from tests.fakes import packer_program
-from tests.fakes.aws.iam_recorder import allowed_by, printed
-from tests.fakes.plans import image, plan
+from standins import packer_program
+from standins.aws.iam_recorder import allowed_by, printed
+from standins.plans import image, plan
 
 pytestmark = pytest.mark.usefixtures("aws_mock")
 

@@ -18,13 +18,13 @@ from parbake.builders.packer.builder import PackerBuilder
 from parbake.core.errors import InputError, ParbakeError
 from parbake.core.events import Events
 from parbake.core.model import Plan
+from standins import packer_program
+from standins.aws.boto_clients import raw
+from standins.aws.ec2 import Cloud
+from standins.aws.ec2_support import OTHER, Bake, bake, cloud, notes, plan
+from standins.aws.iam_recorder import allowed_by, bakefile_for, printed
+from standins.aws.interceptor import killed_everywhere, throttled_everywhere
 from tests.aws.conftest import REGION
-from tests.fakes import packer_program
-from tests.fakes.aws.boto_clients import raw
-from tests.fakes.aws.ec2 import Cloud
-from tests.fakes.aws.ec2_support import OTHER, Bake, bake, cloud, notes, plan
-from tests.fakes.aws.iam_recorder import allowed_by, bakefile_for, printed
-from tests.fakes.aws.interceptor import killed_everywhere, throttled_everywhere
 
 __all__ = ["bake", "cloud", "plan"]
 

@@ -10,10 +10,10 @@ from botocore.exceptions import ClientError
 
 from parbake.aws.leftovers import LeftoverFilter, remove
 from parbake.core.events import Events
+from standins.aws import lean
+from standins.aws.ec2 import Cloud
+from standins.aws.ec2_support import OTHER, Bake, bake, cloud, named, plan
 from tests.aws.conftest import REGION
-from tests.fakes.aws import lean
-from tests.fakes.aws.ec2 import Cloud
-from tests.fakes.aws.ec2_support import OTHER, Bake, bake, cloud, named, plan
 
 __all__ = ["bake", "cloud", "plan"]
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from parbake import records
+from standins.aws.boto_clients import raw
+from standins.clusters import machine_image, parbake, project, volume
 from tests.aws.conftest import REGION
-from tests.fakes.aws.boto_clients import raw
-from tests.fakes.clusters import machine_image, parbake, project, volume
 
 pytestmark = pytest.mark.usefixtures("aws_mock")
 
@@ -100,7 +100,7 @@ def shop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Shop:
 
 
 def shown() -> dict[str, Any]:
-    from tests.fakes import clusters
+    from standins import clusters
 
     found: dict[str, Any] = clusters.SHOWN
     return found
@@ -229,7 +229,7 @@ class TestSigned:
 
     @pytest.fixture
     def signed(self, shop: Shop) -> Shop:
-        from tests.fakes.keys import key_pair
+        from standins.keys import key_pair
 
         for name in ("key", "other"):
             key_pair(shop.folder, name)
@@ -365,7 +365,7 @@ class TestKms:
     def test_the_printed_policy_covers_signing(self, shop: Shop) -> None:
         from parbake.aws import iam
         from parbake.bakefile import load
-        from tests.fakes.keys import key_pair
+        from standins.keys import key_pair
 
         key_pair(shop.folder)
         for name, resource, condition in (("key/1", "key/1", False), ("alias/bake", "key/*", True)):

@@ -10,10 +10,10 @@ import pytest
 from parbake import records
 from parbake.core.errors import AwsError, AwsNotFound, EnvironmentProblem
 from parbake.records.store import need_conditional_writes, open_store
+from standins.aws.boto_clients import raw
+from standins.aws.interceptor import Between, refuse
+from standins.shared_bakes import PASSED, Machine, content
 from tests.aws.conftest import REGION
-from tests.fakes.aws.boto_clients import raw
-from tests.fakes.aws.interceptor import Between, refuse
-from tests.fakes.shared_bakes import PASSED, Machine, content
 
 pytestmark = pytest.mark.usefixtures("aws_mock")
 

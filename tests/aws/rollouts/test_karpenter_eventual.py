@@ -22,14 +22,14 @@ from parbake.core.run import Result
 from parbake.records import Record
 from parbake.rollouts.cluster import Cluster
 from parbake.workflows import rollout
+from standins.aws.eventual import Eventual
+from standins.aws.interceptor import killed_everywhere, throttled_everywhere
+from standins.aws.moto_with_faults import Plain, stand
+from standins.clusters import machine_image, project
+from standins.kubernetes.kubectl_in_process import kubectl
+from standins.kubernetes.server import Server, listening, serving
+from standins.kubernetes.store import Refused
 from tests.aws.conftest import REGION
-from tests.fakes.aws.eventual import Eventual
-from tests.fakes.aws.interceptor import killed_everywhere, throttled_everywhere
-from tests.fakes.aws.moto_with_faults import Plain, stand
-from tests.fakes.clusters import machine_image, project
-from tests.fakes.kubernetes.kubectl_in_process import kubectl
-from tests.fakes.kubernetes.server import Server, listening, serving
-from tests.fakes.kubernetes.store import Refused
 from tests.unit.rollouts.test_karpenter import images, pool, use
 from tests.unit.rollouts.test_node_classes import ALIAS, NEW
 from tests.unit.rollouts.test_pointers import BY_PARAMETER, BY_TAG, InTheCloud, register

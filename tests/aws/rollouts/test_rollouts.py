@@ -20,13 +20,13 @@ from parbake.rollouts.asg import Asg
 from parbake.rollouts.parameter import Parameter
 from parbake.rollouts.templates import new_data
 from parbake.workflows import rollout
+from standins.aws.autoscaling import Fleets
+from standins.aws.boto_clients import raw
+from standins.aws.iam_recorder import NOTED, attach, printed, tags_in_moto
+from standins.aws.interceptor import Killed
+from standins.clusters import SHOWN, goes_out_again, machine_image, parbake, project, volume
+from standins.policies import refused
 from tests.aws.conftest import REGION
-from tests.fakes.aws.autoscaling import Fleets
-from tests.fakes.aws.boto_clients import raw
-from tests.fakes.aws.iam_recorder import NOTED, attach, printed, tags_in_moto
-from tests.fakes.aws.interceptor import Killed
-from tests.fakes.clusters import SHOWN, goes_out_again, machine_image, parbake, project, volume
-from tests.fakes.policies import refused
 
 pytestmark = pytest.mark.usefixtures("aws_mock")
 

@@ -13,14 +13,14 @@ from parbake.core.errors import AwsLimit, TargetMoved
 from parbake.core.events import Events
 from parbake.rollouts.pointers import ParameterPointer, Pointer, TagPointer
 from parbake.workflows import rollout
+from standins.aws.autoscaling import Fleets
+from standins.aws.boto_clients import raw
+from standins.aws.eventual import Eventual
+from standins.aws.interceptor import killed_everywhere, throttled_everywhere
+from standins.aws.moto_with_faults import Plain, stand
+from standins.clusters import project
 from tests.aws.conftest import REGION
 from tests.aws.rollouts.test_rollouts import FIRST, GROUP, NODES, PARAMETER, SECOND, fleets, group, node_group, versions
-from tests.fakes.aws.autoscaling import Fleets
-from tests.fakes.aws.boto_clients import raw
-from tests.fakes.aws.eventual import Eventual
-from tests.fakes.aws.interceptor import killed_everywhere, throttled_everywhere
-from tests.fakes.aws.moto_with_faults import Plain, stand
-from tests.fakes.clusters import project
 
 __all__ = ["fleets"]
 pytestmark = pytest.mark.usefixtures("aws_mock")

@@ -16,6 +16,9 @@ from parbake.machine.disk import filesystem_uuid
 from parbake.rollouts import Offer, mount
 from parbake.rollouts.templates import new_data
 from parbake.rollouts.userdata import part_of
+from standins.aws.autoscaling import Fleets
+from standins.aws.boto_clients import raw
+from standins.clusters import parbake, project
 from tests.aws.rollouts.test_rollouts import (
     BOTTLEROCKETS,
     DATA,
@@ -28,9 +31,6 @@ from tests.aws.rollouts.test_rollouts import (
     node_group,
     versions,
 )
-from tests.fakes.aws.autoscaling import Fleets
-from tests.fakes.aws.boto_clients import raw
-from tests.fakes.clusters import parbake, project
 
 __all__ = ["fleets"]
 

@@ -13,10 +13,10 @@ from parbake.core.events import Events
 from parbake.rollouts.nodegroup import POOL as POOL_TAG
 from parbake.workflows import rollout
 from parbake.workflows.rollout import RolloutOptions
+from standins.aws.autoscaling import Fleets
+from standins.aws.interceptor import Killed
+from standins.clusters import parbake, project
 from tests.aws.rollouts.test_rollouts import DATA, NODES, QUICK, fleets, node_group
-from tests.fakes.aws.autoscaling import Fleets
-from tests.fakes.aws.interceptor import Killed
-from tests.fakes.clusters import parbake, project
 
 __all__ = ["fleets"]
 

@@ -13,12 +13,12 @@ from parbake.aws import clients
 from parbake.bakefile import Bakefile, load
 from parbake.workflows.doctor import Check
 from parbake.workflows.doctor.account import AccountFacts, gather, judge
+from standins.aws.account import Account
+from standins.aws.boto_clients import raw
+from standins.aws.iam_recorder import NOTED, attach, printed
+from standins.clusters import parbake
+from standins.policies import refused
 from tests.aws.conftest import REGION
-from tests.fakes.aws.account import Account
-from tests.fakes.aws.boto_clients import raw
-from tests.fakes.aws.iam_recorder import NOTED, attach, printed
-from tests.fakes.clusters import parbake
-from tests.fakes.policies import refused
 
 OTHER = "us-east-1"
 READS = ("Describe", "Get", "List")

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from standins.aws.ec2 import Cloud
+from standins.aws.ec2_support import cloud
+from standins.runs import Done, parbake, private_places
 from tests.aws.builders.test_ec2_story import file
 from tests.aws.conftest import REGION
-from tests.fakes.aws.ec2 import Cloud
-from tests.fakes.aws.ec2_support import cloud
-from tests.fakes.runs import Done, parbake, private_places
 
 __all__ = ["cloud", "file", "private_places"]
 

@@ -17,17 +17,17 @@ from parbake.core.model import Verdict
 from parbake.images import workloads
 from parbake.rollouts.cluster import Cluster
 from parbake.workflows.bake import make
-from tests.fakes.aws import lean
-from tests.fakes.aws.account import Account
-from tests.fakes.aws.ebs_direct_in_process import Direct
-from tests.fakes.documents import ROOT, shapes
-from tests.fakes.here import follow, parbake
-from tests.fakes.images import image, layer, push
-from tests.fakes.kubernetes.karpenter import Ami, Karpenter
-from tests.fakes.kubernetes.kubectl_in_process import kubectl
-from tests.fakes.kubernetes.server import Server, serving
-from tests.fakes.registry import DockerRegistry
-from tests.fakes.runs import private_places
+from standins.aws import lean
+from standins.aws.account import Account
+from standins.aws.ebs_direct_in_process import Direct
+from standins.documents import ROOT, shapes
+from standins.here import follow, parbake
+from standins.images import image, layer, push
+from standins.kubernetes.karpenter import Ami, Karpenter
+from standins.kubernetes.kubectl_in_process import kubectl
+from standins.kubernetes.server import Server, serving
+from standins.registry import DockerRegistry
+from standins.runs import private_places
 from tests.unit.rollouts.test_karpenter import pool
 from tests.unit.rollouts.test_node_classes import NEW, node_class
 

@@ -13,18 +13,18 @@ from parbake import aws
 from parbake.core import run
 from parbake.core.errors import CommandFailed
 from parbake.rollouts.cluster import Cluster
+from standins import packer_program
+from standins.aws.boto_clients import raw
+from standins.aws.ec2 import Cloud
+from standins.aws.ec2_support import cloud
+from standins.documents import ROOT
+from standins.here import follow, parbake
+from standins.images import image, layer, push
+from standins.kubernetes.kubectl_in_process import kubectl
+from standins.kubernetes.server import Server, serving
+from standins.registry import DockerRegistry
+from standins.runs import private_places
 from tests.aws.conftest import REGION
-from tests.fakes import packer_program
-from tests.fakes.aws.boto_clients import raw
-from tests.fakes.aws.ec2 import Cloud
-from tests.fakes.aws.ec2_support import cloud
-from tests.fakes.documents import ROOT
-from tests.fakes.here import follow, parbake
-from tests.fakes.images import image, layer, push
-from tests.fakes.kubernetes.kubectl_in_process import kubectl
-from tests.fakes.kubernetes.server import Server, serving
-from tests.fakes.registry import DockerRegistry
-from tests.fakes.runs import private_places
 from tests.unit.rollouts.test_karpenter import pool
 from tests.unit.rollouts.test_node_classes import NEW, node_class
 from tests.unit.rollouts.test_pointers import InTheCloud, tags_of

@@ -20,13 +20,13 @@ from parbake.workflows import plan
 from parbake.workflows.identity import acting
 from parbake.workflows.plan import Session
 from parbake.workflows.preflight import account_cautions
+from standins.aws.ebs_direct_in_process import Direct
+from standins.aws.iam_recorder import allowed_by, printed
+from standins.aws.interceptor import refuse
+from standins.ebs_direct_server import EBS_KEY, Cloud
 from tests.aws.aws.test_ebs import SMALL, disk_of
 from tests.aws.builders.test_ebs_builder import cloud, direct
 from tests.aws.conftest import REGION
-from tests.fakes.aws.ebs_direct_in_process import Direct
-from tests.fakes.aws.iam_recorder import allowed_by, printed
-from tests.fakes.aws.interceptor import refuse
-from tests.fakes.ebs_direct_server import EBS_KEY, Cloud
 
 __all__ = ["cloud", "direct"]
 

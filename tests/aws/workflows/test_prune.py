@@ -24,12 +24,11 @@ from parbake.workflows import prune as retention
 from parbake.workflows import watch
 from parbake.workflows.prune.decide import RetentionRules
 from parbake.workflows.prune.inventory import RETIRED
-from tests.aws.conftest import REGION
-from tests.fakes.aws.autoscaling import Fleets
-from tests.fakes.aws.boto_clients import raw
-from tests.fakes.aws.iam_recorder import NOTED, attach, printed
-from tests.fakes.aws.image_lifecycle import Shelves
-from tests.fakes.aws.references import (
+from standins.aws.autoscaling import Fleets
+from standins.aws.boto_clients import raw
+from standins.aws.iam_recorder import NOTED, attach, printed
+from standins.aws.image_lifecycle import Shelves
+from standins.aws.references import (
     KNOWN,
     USES,
     Use,
@@ -38,10 +37,11 @@ from tests.fakes.aws.references import (
     by_target_parameter,
     snapshot_of,
 )
-from tests.fakes.clusters import NEEDS_KUBECTL, machine_image, parbake, project
-from tests.fakes.kubernetes.server import serving
-from tests.fakes.policies import refused
-from tests.fakes.spot import serving_spot
+from standins.clusters import NEEDS_KUBECTL, machine_image, parbake, project
+from standins.kubernetes.server import serving
+from standins.policies import refused
+from standins.spot import serving_spot
+from tests.aws.conftest import REGION
 from tests.unit.rollouts.test_node_classes import NEW, OLD
 
 pytestmark = pytest.mark.usefixtures("aws_mock")

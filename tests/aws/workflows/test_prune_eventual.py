@@ -15,14 +15,14 @@ from parbake.core.events import Events
 from parbake.workflows import prune as retention
 from parbake.workflows.prune.decide import RetentionRules
 from parbake.workflows.prune.inventory import RETIRED
+from standins.aws.boto_clients import raw
+from standins.aws.eventual import Eventual
+from standins.aws.image_lifecycle import Shelves
+from standins.aws.interceptor import killed_everywhere, throttled_everywhere
+from standins.aws.moto_with_faults import Plain, stand
+from standins.aws.references import snapshot_of
 from tests.aws.rollouts.test_rollouts import group
 from tests.aws.workflows.test_prune import age, image, shelves, there
-from tests.fakes.aws.boto_clients import raw
-from tests.fakes.aws.eventual import Eventual
-from tests.fakes.aws.image_lifecycle import Shelves
-from tests.fakes.aws.interceptor import killed_everywhere, throttled_everywhere
-from tests.fakes.aws.moto_with_faults import Plain, stand
-from tests.fakes.aws.references import snapshot_of
 
 __all__ = ["shelves"]
 pytestmark = pytest.mark.usefixtures("aws_mock")

@@ -15,8 +15,8 @@ from bench.sides import Ctr, Parbake, Side
 from parbake.core.events import Events
 from parbake.machine import disk
 from parbake.workflows.demo import serve_registry
-from tests.fakes.images import layer
-from tests.fakes.loopback import free_port
+from standins.images import layer
+from standins.loopback import free_port
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 

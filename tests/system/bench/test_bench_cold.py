@@ -26,10 +26,10 @@ from parbake.core.netns import no_network
 from parbake.core.nodefiles import node_file
 from parbake.machine import disk
 from parbake.workflows import trace
-from tests.fakes.documents import ROOT
-from tests.fakes.images import image, layer, push
-from tests.fakes.registry import DockerRegistry
-from tests.fakes.runs import bake, bakefile, private_places
+from standins.documents import ROOT
+from standins.images import image, layer, push
+from standins.registry import DockerRegistry
+from standins.runs import bake, bakefile, private_places
 
 __all__ = ["private_places"]
 

@@ -23,13 +23,13 @@ from parbake.core.plan import make_plan
 from parbake.core.reference import Reference
 from parbake.images.registry import Registry, open_source
 from parbake.verify import within
-from tests.fakes import started_as
-from tests.fakes.containerd_support import traces_of
-from tests.fakes.every_layer_feature import busybox_layer, file
-from tests.fakes.guests import SHELLS, Node
-from tests.fakes.images import image, index, push
-from tests.fakes.newer import FOLDER, NEWER, program_of
-from tests.fakes.registry import DockerRegistry, certificates
+from standins import started_as
+from standins.containerd_support import traces_of
+from standins.every_layer_feature import busybox_layer, file
+from standins.guests import SHELLS, Node
+from standins.images import image, index, push
+from standins.newer import FOLDER, NEWER, program_of
+from standins.registry import DockerRegistry, certificates
 
 pytestmark = pytest.mark.root
 

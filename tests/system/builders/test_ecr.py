@@ -22,11 +22,11 @@ from parbake.images import pause
 from parbake.images.registry import Registry
 from parbake.machine.vm import Machine, Ran
 from parbake.verify import within
-from tests.fakes import containerd_support, ecr
-from tests.fakes.every_layer_feature import busybox_layer
-from tests.fakes.images import Built, image, index, push
-from tests.fakes.newer import MACHINES, NEWER, program_of
-from tests.fakes.registry import DockerRegistry
+from standins import containerd_support, ecr
+from standins.every_layer_feature import busybox_layer
+from standins.images import Built, image, index, push
+from standins.newer import MACHINES, NEWER, program_of
+from standins.registry import DockerRegistry
 from tests.system.builders.test_docker import Docker, docker
 from tests.system.builders.test_packer_scripts import Instance, instance
 from tests.system.containerd.test_versions import starts

@@ -17,9 +17,9 @@ from parbake.core.errors import BadContent, LayerError, Unreachable
 from parbake.core.events import Event, Events
 from parbake.core.model import Descriptor, Plan
 from parbake.core.sources import Readable, Source
-from tests.fakes.images import Built, image, index, layer
-from tests.fakes.store import Memory, ctr, image_of, plan_of, pull_by_ctr, snapshot_folders
-from tests.fakes.trees import differences, scan
+from standins.images import Built, image, index, layer
+from standins.store import Memory, ctr, image_of, plan_of, pull_by_ctr, snapshot_folders
+from standins.trees import differences, scan
 
 pytestmark = pytest.mark.root
 

@@ -20,11 +20,11 @@ from parbake.core.plan import make_plan
 from parbake.core.reference import Reference
 from parbake.images import pause
 from parbake.images.registry import Layout, Registry, open_source
-from tests.fakes.containerd_support import traces_of
-from tests.fakes.every_layer_feature import busybox_layer
-from tests.fakes.guests import SHELLS, Node
-from tests.fakes.images import image, index, push
-from tests.fakes.registry import DockerRegistry, certificates
+from standins.containerd_support import traces_of
+from standins.every_layer_feature import busybox_layer
+from standins.guests import SHELLS, Node
+from standins.images import image, index, push
+from standins.registry import DockerRegistry, certificates
 
 pytestmark = pytest.mark.root
 

@@ -21,11 +21,11 @@ from parbake.core.reference import Reference
 from parbake.core.run import Deadline
 from parbake.images.registry import Registry
 from parbake.machine import disk
-from tests.fakes.containerd_support import traces_of
-from tests.fakes.every_layer_feature import busybox_layer
-from tests.fakes.guests import SHELLS, Node
-from tests.fakes.images import image, push
-from tests.fakes.registry import DockerRegistry
+from standins.containerd_support import traces_of
+from standins.every_layer_feature import busybox_layer
+from standins.guests import SHELLS, Node
+from standins.images import image, push
+from standins.registry import DockerRegistry
 
 pytestmark = pytest.mark.root
 

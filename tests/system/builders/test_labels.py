@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from parbake.machine import disk
-from tests.fakes.disks import machine, node_tree
-from tests.fakes.images import image, layer, push
-from tests.fakes.registry import DockerRegistry
-from tests.fakes.runs import bake, bakefile, parbake, private_places
-from tests.fakes.selinux import LABEL, enforce, relabel, wrong
+from standins.disks import machine, node_tree
+from standins.images import image, layer, push
+from standins.registry import DockerRegistry
+from standins.runs import bake, bakefile, parbake, private_places
+from standins.selinux import LABEL, enforce, relabel, wrong
 
 __all__ = ["private_places"]
 pytestmark = pytest.mark.root

@@ -18,9 +18,9 @@ import pytest
 from parbake.containerd import Daemon
 from parbake.core import nodefiles
 from parbake.core.model import Startup
-from tests.fakes import started_as
-from tests.fakes.containerd_support import Files, Made, SeeingDaemon, busybox, fill, pause, traces_of
-from tests.fakes.newer import NEWER, program_of
+from standins import started_as
+from standins.containerd_support import Files, Made, SeeingDaemon, busybox, fill, pause, traces_of
+from standins.newer import NEWER, program_of
 
 pytestmark = pytest.mark.root
 

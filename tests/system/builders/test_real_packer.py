@@ -29,15 +29,15 @@ from parbake.core.model import GIB, Artefact, Base, Plan
 from parbake.core.run import Deadline, run
 from parbake.images import pause
 from parbake.workflows.export import write
+from standins import real_packer
+from standins.aws.over_http import Endpoint
+from standins.every_layer_feature import busybox_layer
+from standins.images import image, push
+from standins.loopback import free_port
+from standins.plans import image as planned
+from standins.plans import plan
+from standins.registry import DockerRegistry
 from tests.aws.conftest import aws_mock, environment
-from tests.fakes import real_packer
-from tests.fakes.aws.over_http import Endpoint
-from tests.fakes.every_layer_feature import busybox_layer
-from tests.fakes.images import image, push
-from tests.fakes.loopback import free_port
-from tests.fakes.plans import image as planned
-from tests.fakes.plans import plan
-from tests.fakes.registry import DockerRegistry
 
 __all__ = ["aws_mock", "environment"]
 

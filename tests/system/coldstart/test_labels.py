@@ -11,7 +11,7 @@ from parbake.coldstart import hydrate
 from parbake.core.errors import BadBase
 from parbake.core.run import run
 from parbake.machine.disk import label
-from tests.fakes.selinux import CONTEXTS, enforce, wrong
+from standins.selinux import CONTEXTS, enforce, wrong
 
 pytestmark = pytest.mark.root
 

@@ -18,11 +18,11 @@ from parbake.core.blocks import BlockList
 from parbake.core.events import Events
 from parbake.machine import disk
 from parbake.machine.ext4 import PREFETCH, Volume
-from tests.fakes.command import Corner
-from tests.fakes.images import Built, image, layer, push
-from tests.fakes.registry import DockerRegistry
-from tests.fakes.runs import bake, bakefile, private_places, traces
-from tests.fakes.trees import differences
+from standins.command import Corner
+from standins.images import Built, image, layer, push
+from standins.registry import DockerRegistry
+from standins.runs import bake, bakefile, private_places, traces
+from standins.trees import differences
 from tests.system.workflows.test_volumes import HASHED, look
 
 __all__ = ["private_places"]

@@ -16,8 +16,8 @@ from parbake.coldstart.trace import Part, Read, Trace, summary
 from parbake.coldstart.trace.data import HotEntry
 from parbake.core import run
 from parbake.core.model import EBS_BLOCK, GIB, HydrateFigures, ImageVerdict, Verdict
-from tests.fakes.fleet_told import NOW, fleet_now
-from tests.fakes.plans import image, plan, record
+from standins.fleet_told import NOW, fleet_now
+from standins.plans import image, plan, record
 
 HOSTILE = "registry.example/<script>document.title='broken'</script>&\"':1"
 LONG = "123456789012.dkr.ecr.eu-central-1.amazonaws.com/a-team-with-a-long-name/and-an-image-with-a-longer-name:2026.11"

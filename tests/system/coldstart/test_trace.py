@@ -23,9 +23,9 @@ from parbake.core.errors import EnvironmentProblem
 from parbake.core.events import Events
 from parbake.core.model import EBS_BLOCK
 from parbake.machine import disk
-from tests.fakes.images import image, layer, push
-from tests.fakes.registry import DockerRegistry
-from tests.fakes.runs import bake, bakefile, parbake, private_places, traces
+from standins.images import image, layer, push
+from standins.registry import DockerRegistry
+from standins.runs import bake, bakefile, parbake, private_places, traces
 
 __all__ = ["private_places"]
 

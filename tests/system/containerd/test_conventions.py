@@ -22,7 +22,7 @@ from parbake.containerd.labels import (
 )
 from parbake.core import run
 from parbake.core.model import Descriptor, Platform
-from tests.fakes.containerd_support import INDEX, Made, busybox, describe, document, fill, make
+from standins.containerd_support import INDEX, Made, busybox, describe, document, fill, make
 
 pytestmark = pytest.mark.root
 

@@ -16,7 +16,7 @@ from parbake.containerd import Daemon
 from parbake.core import run
 from parbake.core.errors import ContainerdError, DiskFull, EnvironmentProblem
 from parbake.core.model import MIB, Descriptor
-from tests.fakes.containerd_support import busybox, fill, pid_namespace_of, processes_in, shared_places, traces_of
+from standins.containerd_support import busybox, fill, pid_namespace_of, processes_in, shared_places, traces_of
 
 pytestmark = pytest.mark.root
 
@@ -132,7 +132,7 @@ _VICTIM = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {here!r})
-from tests.fakes.containerd_support import busybox, fill, pause
+from standins.containerd_support import busybox, fill, pause
 from parbake.containerd import Cri, Daemon
 folder = Path({folder!r})
 with Daemon(folder / "store", folder / "run", cri={cri}, sandbox_image="localhost/pause:1") as daemon:

@@ -12,10 +12,10 @@ import pytest
 from parbake.containerd import Client
 from parbake.containerd.bolt import Bucket
 from parbake.machine import disk
-from tests.fakes.bolt import read
-from tests.fakes.every_layer_feature import push_all, variety
-from tests.fakes.registry import DockerRegistry
-from tests.fakes.runs import bake, bakefile, opened, private_places
+from standins.bolt import read
+from standins.every_layer_feature import push_all, variety
+from standins.registry import DockerRegistry
+from standins.runs import bake, bakefile, opened, private_places
 
 __all__ = ["private_places"]
 pytestmark = pytest.mark.root

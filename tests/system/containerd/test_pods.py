@@ -15,8 +15,8 @@ from parbake.containerd.cri import ContainerStatus, log_text
 from parbake.core import cgroups, mounts
 from parbake.core.run import Deadline
 from parbake.verify.starter import Starter
-from tests.fakes import started_as
-from tests.fakes.containerd_support import busybox, fill, pause, shared_places, traces_of
+from standins import started_as
+from standins.containerd_support import busybox, fill, pause, shared_places, traces_of
 
 pytestmark = pytest.mark.root
 

@@ -11,8 +11,8 @@ import pytest
 
 from parbake.containerd import Daemon, skeleton
 from parbake.core.errors import BadBase, ParbakeError
-from tests.fakes.containerd_support import busybox, fill, victim
-from tests.fakes.trees import scan
+from standins.containerd_support import busybox, fill, victim
+from standins.trees import scan
 
 pytestmark = pytest.mark.root
 

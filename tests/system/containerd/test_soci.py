@@ -20,9 +20,9 @@ from parbake.containerd.labels import snapshot_reference
 from parbake.containerd.own_root import OWN
 from parbake.core.errors import ContainerdError
 from parbake.core.run import Deadline, Process
-from tests.fakes import containerd_support
-from tests.fakes.containerd_support import SeeingDaemon, busybox, fill, pause, traces_of
-from tests.fakes.newer import MACHINES, NEWER, program_of, soci_snapshotter
+from standins import containerd_support
+from standins.containerd_support import SeeingDaemon, busybox, fill, pause, traces_of
+from standins.newer import MACHINES, NEWER, program_of, soci_snapshotter
 
 pytestmark = pytest.mark.root
 

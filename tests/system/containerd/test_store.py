@@ -15,7 +15,7 @@ from parbake.containerd.snapshots import folders
 from parbake.core import run
 from parbake.core.errors import BadContent, ContainerdError
 from parbake.core.model import MIB, Descriptor
-from tests.fakes.containerd_support import CONFIG, INDEX, busybox, describe, digest_of, fill
+from standins.containerd_support import CONFIG, INDEX, busybox, describe, digest_of, fill
 
 pytestmark = pytest.mark.root
 

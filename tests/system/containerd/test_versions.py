@@ -25,13 +25,13 @@ from parbake.images import pause
 from parbake.machine import disk
 from parbake.verify.mounted import look
 from parbake.verify.starter import Started, Starter
-from tests.fakes.every_layer_feature import busybox_layer, push_all, variety
-from tests.fakes.images import image, push
-from tests.fakes.newer import MACHINES, NEWER, program_of
-from tests.fakes.registry import DockerRegistry
-from tests.fakes.runs import bake, bakefile, traces
-from tests.fakes.store import ctr, snapshot_folders
-from tests.fakes.trees import differences, scan
+from standins.every_layer_feature import busybox_layer, push_all, variety
+from standins.images import image, push
+from standins.newer import MACHINES, NEWER, program_of
+from standins.registry import DockerRegistry
+from standins.runs import bake, bakefile, traces
+from standins.store import ctr, snapshot_folders
+from standins.trees import differences, scan
 
 pytestmark = [pytest.mark.root, pytest.mark.slow(60)]
 

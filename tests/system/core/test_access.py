@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.command import Corner
-from tests.fakes.images import image, layer, push
-from tests.fakes.registry import DockerRegistry
+from standins.command import Corner
+from standins.images import image, layer, push
+from standins.registry import DockerRegistry
 
 pytestmark = pytest.mark.root
 

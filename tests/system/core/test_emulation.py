@@ -14,7 +14,7 @@ import pytest
 from parbake.core import emulation
 from parbake.core.errors import EnvironmentProblem
 from parbake.core.model import Platform
-from tests.fakes.runs import private_places
+from standins.runs import private_places
 
 __all__ = ["private_places"]
 pytestmark = pytest.mark.root

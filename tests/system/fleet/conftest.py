@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.fakes.fleets import Fleet
+from standins.fleets import Fleet
 
 
 @pytest.fixture(scope="module")

@@ -24,8 +24,8 @@ from parbake.fleet.engine.tasks import CONTROL, Failure, Place
 from parbake.fleet.engine.versions import _current as current
 from parbake.fleet.schedule import Schedule
 from parbake.records.store import identity_of, open_store
-from tests.fakes.fleet_program import key_of
-from tests.fakes.fleets import Fleet, kill
+from standins.fleet_program import key_of
+from standins.fleets import Fleet, kill
 
 pytestmark = pytest.mark.slow(60)
 

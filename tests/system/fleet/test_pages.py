@@ -21,9 +21,9 @@ from temporalio.client import Client
 from parbake.fleet.engine import health, local, search
 from parbake.fleet.engine.codec import server, word
 from parbake.fleet.engine.sealing import read_keys
-from tests.fakes import documents
-from tests.fakes.fleets import Fleet
-from tests.fakes.loopback import free_port
+from standins import documents
+from standins.fleets import Fleet
+from standins.loopback import free_port
 
 pytestmark = pytest.mark.slow(60)
 

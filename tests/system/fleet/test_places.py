@@ -11,8 +11,8 @@ from temporalio.client import Client
 
 from parbake.fleet.engine import limits, local, runs
 from parbake.fleet.engine.tasks import BAKE, PLACE, Destination
-from tests.fakes.fleet_program import key_of
-from tests.fakes.fleets import Fleet
+from standins.fleet_program import key_of
+from standins.fleets import Fleet
 
 pytestmark = pytest.mark.slow(60)
 

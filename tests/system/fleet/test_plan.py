@@ -10,9 +10,9 @@ import pytest
 
 from parbake.fleet import quarantine
 from parbake.fleet.quarantine import Note
-from tests.fakes.command import Corner
-from tests.fakes.images import image, layer, push
-from tests.fakes.registry import DockerRegistry
+from standins.command import Corner
+from standins.images import image, layer, push
+from standins.registry import DockerRegistry
 
 pytestmark = pytest.mark.root
 

@@ -17,11 +17,11 @@ from parbake.bakefile import load
 from parbake.core.errors import Interrupted
 from parbake.fleet.engine import runs
 from parbake.records.store import refreshed_output, session_store
-from tests.fakes.faulty_proxy import FaultyProxy, Stall
-from tests.fakes.images import image, layer, push
-from tests.fakes.leaks import files, work_folders
-from tests.fakes.real_fleets import Machine, RealFleet
-from tests.fakes.registry import DockerRegistry
+from standins.faulty_proxy import FaultyProxy, Stall
+from standins.images import image, layer, push
+from standins.leaks import files, work_folders
+from standins.real_fleets import Machine, RealFleet
+from standins.registry import DockerRegistry
 
 pytestmark = [pytest.mark.root, pytest.mark.slow(60)]
 

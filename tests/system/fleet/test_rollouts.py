@@ -22,8 +22,8 @@ from parbake.fleet.engine.rollout_tasks import RolloutRequest
 from parbake.fleet.engine.waves import Rollout
 from parbake.fleet.preview import CellPreview
 from parbake.records.store import needed, open_store
-from tests.fakes.fleet_program import key_of
-from tests.fakes.fleets import Fleet, kill
+from standins.fleet_program import key_of
+from standins.fleets import Fleet, kill
 
 pytestmark = pytest.mark.slow(60)
 

@@ -15,8 +15,8 @@ from parbake.fleet.engine import handles, local, runs, tasks
 from parbake.fleet.engine.connect import Engine, connect
 from parbake.fleet.engine.tasks import BakeRequest, Root
 from parbake.fleet.engine.workflows import Bake
-from tests.fakes.fleet_program import key_of
-from tests.fakes.fleets import Fleet, kill
+from standins.fleet_program import key_of
+from standins.fleets import Fleet, kill
 
 pytestmark = pytest.mark.slow(60)
 

@@ -21,7 +21,7 @@ from parbake.fleet.engine.handles import answer
 from parbake.fleet.engine.queues import pollers
 from parbake.fleet.engine.sealing import read_keys
 from parbake.fleet.engine.workflows import Fleet as Run
-from tests.fakes.fleets import Fleet
+from standins.fleets import Fleet
 
 pytestmark = pytest.mark.slow(60)
 

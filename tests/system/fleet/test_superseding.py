@@ -13,8 +13,8 @@ from parbake.core.errors import InputError
 from parbake.fleet import audit
 from parbake.fleet.engine import local, rollouts
 from parbake.records.store import open_store
-from tests.fakes.fleet_program import key_of
-from tests.fakes.fleets import Fleet, kill
+from standins.fleet_program import key_of
+from standins.fleets import Fleet, kill
 
 pytestmark = pytest.mark.slow(60)
 

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from parbake.core.run import Deadline, run
-from tests.fakes.command import Corner, Running
-from tests.fakes.images import image, layer, push
-from tests.fakes.loopback import free_port
-from tests.fakes.registry import DockerRegistry
+from standins.command import Corner, Running
+from standins.images import image, layer, push
+from standins.loopback import free_port
+from standins.registry import DockerRegistry
 
 pytestmark = [pytest.mark.root, pytest.mark.slow(60)]
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.command import Corner
-from tests.fakes.faulty_proxy import FaultyProxy, Stall
-from tests.fakes.images import Built, image, layer, push
-from tests.fakes.registry import DockerRegistry
+from standins.command import Corner
+from standins.faulty_proxy import FaultyProxy, Stall
+from standins.images import Built, image, layer, push
+from standins.registry import DockerRegistry
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 

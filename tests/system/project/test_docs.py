@@ -22,13 +22,13 @@ import pytest
 from parbake import aws, records
 from parbake.core import run
 from parbake.core.workspace import cache_folder
-from tests.fakes import clusters, disks, documents, images
-from tests.fakes.base import default_base
-from tests.fakes.documents import ROOT, shapes
-from tests.fakes.ebs_direct_server import Cloud, Snapshot
-from tests.fakes.loopback import free_port
-from tests.fakes.preloaded import Preloaded
-from tests.fakes.registry import DockerRegistry, certificates
+from standins import clusters, disks, documents, images
+from standins.base import default_base
+from standins.documents import ROOT, shapes
+from standins.ebs_direct_server import Cloud, Snapshot
+from standins.loopback import free_port
+from standins.preloaded import Preloaded
+from standins.registry import DockerRegistry, certificates
 from tests.vm.machine.vm.test_machine import PRINT
 
 __all__ = ["CASES", "TUTORIAL", "default_base", "follow", "world"]
@@ -65,7 +65,7 @@ class Case:
 
 
 NOTHING: frozenset[str] = frozenset()
-# Where they lead to is a stand-in of its own, in tests/fakes/kubernetes and tests/aws.
+# Where they lead to is a stand-in of its own, in standins/kubernetes and tests/aws.
 ROLLOUTS = frozenset({"rollout", "rollback", "status", "freeze", "thaw", "watch"})
 TUTORIAL = Case("docs/tutorial.md", shortcuts=NOTHING, preloaded=False)
 """It boots a machine: tests/vm follows it."""
@@ -152,7 +152,7 @@ STAND_INS = {
     "docker-credential-pass": """[ "$1" = get ] && printf '{{"Username": "ann", "Secret": "{password}"}}'""",
     "sudo": 'echo "$@" > "{folder}/sudo.log"',
     "uv": '[ "$*" = "tool install --compile-bytecode .[aws]" ]',
-    "packer": 'exec {python} {root}/tests/fakes/packer_program.py "$@"',
+    "packer": 'exec {python} {root}/standins/packer_program.py "$@"',
     "gcloud": 'echo "$@"',
     "az": 'echo "$@"',
     "azcopy": 'echo "$@"',
@@ -265,7 +265,7 @@ def environment(case: Case, outside: Path, world: World) -> dict[str, str]:
         "PARBAKE_CACHE": str(outside / "cache" if case.own_cache else cache_folder()),
         "XDG_STATE_HOME": os.environ["XDG_STATE_HOME"],  # the key of what is in that cache
         "REGISTRY_PASSWORD": PASSWORD,
-        **({"PYTHONPATH": str(ROOT / "tests/fakes/proven")} if case.proven else {}),
+        **({"PYTHONPATH": str(ROOT / "standins/proven")} if case.proven else {}),
         **(world.access if Path(case.document).stem in {"gitops", "files"} else {}),
     }
 

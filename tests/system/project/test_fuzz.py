@@ -59,7 +59,7 @@ def test_a_finding_is_a_file_that_reproduces_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", COMPARISONS)
 def test_a_finding_of_a_comparison_is_a_number_that_reproduces_it(name: str, tmp_path: Path) -> None:
     """With a rule taken away by which parbake is stricter, a stack soon fails; with the rule it is no finding."""
-    without = "from tests.fakes import comparison; comparison.STRICTER.clear(); from tests.fuzz import stacks, __main__"
+    without = "from standins import comparison; comparison.STRICTER.clear(); from tests.fuzz import stacks, __main__"
     code = f"{without}; __main__.inside({name!r}, ['120', {str(tmp_path)!r}])"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False

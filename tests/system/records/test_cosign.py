@@ -29,10 +29,10 @@ from parbake.images.registry.documents import OCI_CONFIG, OCI_MANIFEST
 from parbake.records import genuine
 from parbake.workflows import bake, export, plan
 from parbake.workflows.plan import BakeOptions
-from tests.fakes.images import Blob, Built, image, index, json_blob, layer, push
-from tests.fakes.keys import ED25519, P256, key_pair
-from tests.fakes.plans import record
-from tests.fakes.registry import DockerRegistry
+from standins.images import Blob, Built, image, index, json_blob, layer, push
+from standins.keys import ED25519, P256, key_pair
+from standins.plans import record
+from standins.registry import DockerRegistry
 
 OFFLINE = ("--insecure-ignore-tlog", "--private-infrastructure")
 HOST = Platform.host()

@@ -23,10 +23,10 @@ from parbake.core.model import Platform
 from parbake.core.nodefiles import node_file
 from parbake.machine import disk
 from parbake.verify.store import look
-from tests.fakes.images import image, layer, push
-from tests.fakes.registry import DockerRegistry
-from tests.fakes.runs import bake, bakefile, private_places
-from tests.fakes.store import pull_by_ctr
+from standins.images import image, layer, push
+from standins.registry import DockerRegistry
+from standins.runs import bake, bakefile, private_places
+from standins.store import pull_by_ctr
 
 __all__ = ["private_places"]
 pytestmark = pytest.mark.root

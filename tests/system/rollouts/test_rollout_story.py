@@ -1,8 +1,8 @@
 """The whole story on stand-ins: a tag moves in a registry, and nodes run what was baked of it. Killed, raced, back.
 
 Real are the registry, the bakes, the upload's protocol, kubectl and the file; stand-ins are EBS and EC2
-(tests/fakes/ebs_direct_server), the API server and Karpenter (tests/fakes/kubernetes), and what a machine would say of
-a bake (tests/fakes/proven): tests/vm boots volumes.
+(standins/ebs_direct_server), the API server and Karpenter (standins/kubernetes), and what a machine would say of
+a bake (standins/proven): tests/vm boots volumes.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any
 
 import pytest
 
-from tests.fakes import images
-from tests.fakes.clusters import NEEDS_KUBECTL
-from tests.fakes.command import Corner, documents
-from tests.fakes.ebs_direct_server import Cloud
-from tests.fakes.images import image, layer, push
-from tests.fakes.kubernetes.karpenter import Ami, Karpenter
-from tests.fakes.kubernetes.server import Server, serving
-from tests.fakes.registry import DockerRegistry
+from standins import images
+from standins.clusters import NEEDS_KUBECTL
+from standins.command import Corner, documents
+from standins.ebs_direct_server import Cloud
+from standins.images import image, layer, push
+from standins.kubernetes.karpenter import Ami, Karpenter
+from standins.kubernetes.server import Server, serving
+from standins.registry import DockerRegistry
 from tests.unit.rollouts.test_karpenter import pool
 from tests.unit.rollouts.test_node_classes import ALIAS, NEW
 

@@ -20,10 +20,10 @@ from parbake.core.model import (
     TcpProbe,
     Verdict,
 )
-from tests.fakes.base import default_base
-from tests.fakes.booted_here import BootedHere
-from tests.fakes.containerd_support import Made, busybox, fill, filling, pause
-from tests.fakes.starts import described, shell
+from standins.base import default_base
+from standins.booted_here import BootedHere
+from standins.containerd_support import Made, busybox, fill, filling, pause
+from standins.starts import described, shell
 
 __all__ = ["default_base"]
 

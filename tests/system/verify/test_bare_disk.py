@@ -8,9 +8,9 @@ import pytest
 
 from parbake.core import run
 from parbake.core.events import Events
-from tests.fakes.base import default_base
-from tests.fakes.booted_here import BootedHere
-from tests.fakes.runs import traces
+from standins.base import default_base
+from standins.booted_here import BootedHere
+from standins.runs import traces
 
 __all__ = ["default_base"]
 

@@ -21,11 +21,11 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.faulty_proxy import Cut, FaultyProxy, Flip, Status
-from tests.fakes.images import OCI_MANIFEST, Blob, Built, image, index, json_blob, layer, push, sha256
-from tests.fakes.registry import DockerRegistry, certificates
-from tests.fakes.runs import Done, as_program, bakefile, parbake, place, private_places, remove
-from tests.fakes.tars import archive, entry
+from standins.faulty_proxy import Cut, FaultyProxy, Flip, Status
+from standins.images import OCI_MANIFEST, Blob, Built, image, index, json_blob, layer, push, sha256
+from standins.registry import DockerRegistry, certificates
+from standins.runs import Done, as_program, bakefile, parbake, place, private_places, remove
+from standins.tars import archive, entry
 
 pytestmark = pytest.mark.root
 __all__ = ["place", "private_places"]

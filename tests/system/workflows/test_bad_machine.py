@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from parbake.core.run import find
-from tests.fakes.disks import machine, node_tree
-from tests.fakes.images import image, layer, push
-from tests.fakes.registry import DockerRegistry
-from tests.fakes.runs import Done, artefacts, as_program, bakefile, parbake, place, private_places, remove
+from standins.disks import machine, node_tree
+from standins.images import image, layer, push
+from standins.registry import DockerRegistry
+from standins.runs import Done, artefacts, as_program, bakefile, parbake, place, private_places, remove
 
 pytestmark = pytest.mark.root
 __all__ = ["place", "private_places"]

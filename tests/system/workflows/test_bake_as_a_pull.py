@@ -33,11 +33,11 @@ from parbake.core.reference import Reference
 from parbake.core.run import Deadline, run
 from parbake.images import pause
 from parbake.images.registry import Registry
-from tests.fakes.every_layer_feature import push_all, variety
-from tests.fakes.registry import DockerRegistry
-from tests.fakes.runs import bake, bakefile, opened, traces
-from tests.fakes.store import ctr, snapshot_folders
-from tests.fakes.trees import Node, differences, scan
+from standins.every_layer_feature import push_all, variety
+from standins.registry import DockerRegistry
+from standins.runs import bake, bakefile, opened, traces
+from standins.store import ctr, snapshot_folders
+from standins.trees import Node, differences, scan
 
 pytestmark = pytest.mark.root
 

@@ -22,13 +22,13 @@ from parbake.core.events import Events
 from parbake.core.run import run
 from parbake.images import pause
 from parbake.machine import disk
-from tests.fakes.command import digests_of
-from tests.fakes.disks import MIB, Label, filesystem, machine, node_tree, sh
-from tests.fakes.images import image, index, layer, push
-from tests.fakes.registry import DockerRegistry
-from tests.fakes.runs import artefacts, as_program, bake, bakefile, opened, parbake, private_places, traces
-from tests.fakes.store import ctr, snapshot_folders
-from tests.fakes.trees import scan
+from standins.command import digests_of
+from standins.disks import MIB, Label, filesystem, machine, node_tree, sh
+from standins.images import image, index, layer, push
+from standins.registry import DockerRegistry
+from standins.runs import artefacts, as_program, bake, bakefile, opened, parbake, private_places, traces
+from standins.store import ctr, snapshot_folders
+from standins.trees import scan
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 __all__ = ["private_places"]

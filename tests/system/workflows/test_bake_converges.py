@@ -16,12 +16,12 @@ import pytest
 
 from parbake.core.workspace import WORK
 from parbake.machine import disk
-from tests.fakes import disks
-from tests.fakes.command import Corner, Done, Running, digests_of
-from tests.fakes.faulty_proxy import FaultyProxy, Stall
-from tests.fakes.images import image, layer, push
-from tests.fakes.leaks import files
-from tests.fakes.registry import DockerRegistry
+from standins import disks
+from standins.command import Corner, Done, Running, digests_of
+from standins.faulty_proxy import FaultyProxy, Stall
+from standins.images import image, layer, push
+from standins.leaks import files
+from standins.registry import DockerRegistry
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 

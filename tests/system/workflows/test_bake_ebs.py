@@ -17,11 +17,11 @@ import pytest
 from parbake.coldstart.trace import hydrate_list, load
 from parbake.core.model import EBS_BLOCK
 from parbake.machine.ext4 import Volume
-from tests.fakes.command import Corner
-from tests.fakes.disks import sh
-from tests.fakes.ebs_direct_server import Cloud
-from tests.fakes.images import image, layer, push
-from tests.fakes.registry import DockerRegistry
+from standins.command import Corner
+from standins.disks import sh
+from standins.ebs_direct_server import Cloud
+from standins.images import image, layer, push
+from standins.registry import DockerRegistry
 from tests.system.coldstart.test_layout import MIB, STARTUP
 from tests.system.coldstart.test_layout import registry as startable
 

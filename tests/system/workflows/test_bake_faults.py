@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from parbake.core.errors import RegistryError, Unreachable
 from parbake.images.layers import FolderSink, complete_folder, unpack
 from parbake.images.registry import Patience, Registry
-from tests.fakes.command import Corner
-from tests.fakes.faulty_proxy import Chunked, Cut, Drip, Fault, FaultyProxy, Flip, Length, Stall, Status, WholeAnswer
-from tests.fakes.images import image, layer, push
-from tests.fakes.registry import DockerRegistry
-from tests.fakes.registry_client import AMD64, PLAIN, layer_of, nobody, ref
-from tests.fakes.trees import scan
+from standins.command import Corner
+from standins.faulty_proxy import Chunked, Cut, Drip, Fault, FaultyProxy, Flip, Length, Stall, Status, WholeAnswer
+from standins.images import image, layer, push
+from standins.registry import DockerRegistry
+from standins.registry_client import AMD64, PLAIN, layer_of, nobody, ref
+from standins.trees import scan
 
 __all__ = ["nobody"]  # a fixture for every test here
 

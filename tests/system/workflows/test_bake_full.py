@@ -16,12 +16,12 @@ from parbake import records
 from parbake.core.errors import DiskFull
 from parbake.core.workspace import work_folder
 from parbake.machine import disk
-from tests.fakes import disks
-from tests.fakes.command import Corner, Done
-from tests.fakes.images import image, layer, push
-from tests.fakes.leaks import files
-from tests.fakes.plans import record
-from tests.fakes.registry import DockerRegistry
+from standins import disks
+from standins.command import Corner, Done
+from standins.images import image, layer, push
+from standins.leaks import files
+from standins.plans import record
+from standins.registry import DockerRegistry
 
 pytestmark = pytest.mark.root
 

@@ -23,12 +23,12 @@ import pytest
 
 from parbake import records
 from parbake.core.run import Deadline
-from tests.fakes import disks
-from tests.fakes.command import Corner, Done, Running, digests_of
-from tests.fakes.faulty_proxy import FaultyProxy, Stall
-from tests.fakes.images import image, layer, push
-from tests.fakes.leaks import files, snapshot
-from tests.fakes.registry import DockerRegistry
+from standins import disks
+from standins.command import Corner, Done, Running, digests_of
+from standins.faulty_proxy import FaultyProxy, Stall
+from standins.images import image, layer, push
+from standins.leaks import files, snapshot
+from standins.registry import DockerRegistry
 
 pytestmark = pytest.mark.root
 
@@ -37,7 +37,7 @@ LONG = 0.2
 # What is closer to each other than this is one boundary (seconds): killing takes as long.
 INSTANT = 0.003
 DIGEST = re.compile(r"sha256:[0-9a-f]+")
-KILLER = str(Path(__file__).parents[2] / "fakes" / "kill_at_syscall.py")
+KILLER = str(Path(__file__).parents[3] / "standins" / "kill_at_syscall.py")
 QEMU = "qemu-system-x86_64 -name"
 BAKE = ("bake", "--no-verify", "--json", "--progress", "json")
 

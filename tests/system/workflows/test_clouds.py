@@ -23,14 +23,14 @@ from parbake.core.model import GIB, MIB, Verdict
 from parbake.core.run import Deadline
 from parbake.machine import disk
 from parbake.workflows.export.vhd import check_vhd
-from tests.fakes import cloud_tools
-from tests.fakes.command import Corner, Done
-from tests.fakes.disks import machine, node_tree, sh
-from tests.fakes.images import Built, image, layer, push
-from tests.fakes.registry import DockerRegistry
-from tests.fakes.runs import opened
-from tests.fakes.store import snapshot_folders
-from tests.fakes.trees import differences, scan
+from standins import cloud_tools
+from standins.command import Corner, Done
+from standins.disks import machine, node_tree, sh
+from standins.images import Built, image, layer, push
+from standins.registry import DockerRegistry
+from standins.runs import opened
+from standins.store import snapshot_folders
+from standins.trees import differences, scan
 
 pytestmark = pytest.mark.root
 
@@ -224,7 +224,7 @@ def test_a_disk_that_a_killed_script_left_is_made_anew(shop: Shop, tmp_path: Pat
     assert (made["written"], made["tags"]["parbake"]) == (made["size"], "complete")
 
 
-KILLER = str(Path(__file__).parents[2] / "fakes" / "kill_at_syscall.py")
+KILLER = str(Path(__file__).parents[3] / "standins" / "kill_at_syscall.py")
 
 
 @pytest.mark.parametrize(

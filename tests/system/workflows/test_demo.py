@@ -25,11 +25,11 @@ from parbake.workflows import bake, demo
 from parbake.workflows.demo import sample
 from parbake.workflows.plan import BakeOptions
 from parbake.workflows.trace import trace_of
-from tests.fakes import booted_here
-from tests.fakes.contexts import write_files
-from tests.fakes.loopback import free_port
-from tests.fakes.plans import record
-from tests.fakes.runs import traces
+from standins import booted_here
+from standins.contexts import write_files
+from standins.loopback import free_port
+from standins.plans import record
+from standins.runs import traces
 
 pytestmark = pytest.mark.root
 

@@ -16,12 +16,12 @@ from parbake.core.errors import ParbakeError
 from parbake.core.events import Events
 from parbake.machine import disk
 from parbake.workflows.export.gke import secondary_boot_disk
-from tests.fakes.containerd_support import victim
-from tests.fakes.disks import filesystem, machine, node_tree
-from tests.fakes.images import image, layer, push
-from tests.fakes.registry import DockerRegistry
-from tests.fakes.runs import bakefile, parbake, place, private_places
-from tests.fakes.trees import scan
+from standins.containerd_support import victim
+from standins.disks import filesystem, machine, node_tree
+from standins.images import image, layer, push
+from standins.registry import DockerRegistry
+from standins.runs import bakefile, parbake, place, private_places
+from standins.trees import scan
 
 pytestmark = pytest.mark.root
 __all__ = ["place", "private_places"]

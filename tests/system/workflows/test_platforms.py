@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.images import image, index, layer, push
-from tests.fakes.registry import DockerRegistry
-from tests.fakes.runs import bakefile, opened, parbake, private_places
+from standins.images import image, index, layer, push
+from standins.registry import DockerRegistry
+from standins.runs import bakefile, opened, parbake, private_places
 
 __all__ = ["private_places"]
 pytestmark = pytest.mark.root

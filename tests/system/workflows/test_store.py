@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.command import Corner
-from tests.fakes.faulty_proxy import FaultyProxy
-from tests.fakes.images import image, layer, push
-from tests.fakes.registry import DockerRegistry
+from standins.command import Corner
+from standins.faulty_proxy import FaultyProxy
+from standins.images import image, layer, push
+from standins.registry import DockerRegistry
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from parbake.core.blocks import BlockList
-from tests.fakes.command import Corner
-from tests.fakes.images import Built, image, layer, push
-from tests.fakes.registry import DockerRegistry
-from tests.fakes.runs import bake, bakefile, opened, private_places
-from tests.fakes.store import snapshot_folders
-from tests.fakes.trees import Node, differences, scan
+from standins.command import Corner
+from standins.images import Built, image, layer, push
+from standins.registry import DockerRegistry
+from standins.runs import bake, bakefile, opened, private_places
+from standins.store import snapshot_folders
+from standins.trees import Node, differences, scan
 
 __all__ = ["private_places"]
 pytestmark = pytest.mark.root

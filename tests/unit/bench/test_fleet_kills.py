@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bench.fleet_kills import Found, moments
 from parbake.core.model import MIB
-from tests.fakes.leaks import Snapshot
+from standins.leaks import Snapshot
 
 NOTHING = Snapshot(frozenset(), frozenset(), frozenset(), frozenset())
 

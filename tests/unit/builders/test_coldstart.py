@@ -16,7 +16,7 @@ from parbake.core.events import Event, Events
 from parbake.core.model import Artefact, Base, Plan, Platform
 from parbake.workflows.bake import make
 from parbake.workflows.plan import BakeOptions
-from tests.fakes.plans import image, plan
+from standins.plans import image, plan
 
 HERE = Platform(architecture=Platform.host().architecture)
 OTHER = Platform(architecture="arm64" if HERE.architecture == "amd64" else "amd64")

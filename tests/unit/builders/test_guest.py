@@ -18,8 +18,8 @@ from parbake.builders.guest import Console, user_data
 from parbake.core.errors import ArtefactFull, BakeFailed, InputError
 from parbake.core.model import GIB, Artefact, Base, ExitProbe, Image, Plan, Platform, RegistryOptions, Startup
 from parbake.core.plan import make_plan
-from tests.fakes.guests import SHELLS, Node, bake
-from tests.fakes.plans import image, layer
+from standins.guests import SHELLS, Node, bake
+from standins.plans import image, layer
 
 ECR = "123456789012.dkr.ecr.eu-west-1.amazonaws.com"
 

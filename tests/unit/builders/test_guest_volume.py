@@ -10,8 +10,8 @@ from parbake.aws import limits
 from parbake.builders.guest import user_data
 from parbake.core.model import GIB, Artefact, Image, Plan
 from parbake.machine import disk
-from tests.fakes.guests import Node, bake
-from tests.fakes.plans import image
+from standins.guests import Node, bake
+from standins.plans import image
 from tests.unit.builders.test_guest import node, plan_of, read
 
 __all__ = ["node"]

@@ -18,7 +18,7 @@ from parbake.core.errors import Denied
 from parbake.core.events import Events
 from parbake.core.model import Descriptor
 from parbake.core.sources import Readable
-from tests.fakes.plans import image, plan
+from standins.plans import image, plan
 
 APP = image("registry.example/team/app:1")
 

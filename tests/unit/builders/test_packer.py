@@ -17,8 +17,8 @@ from parbake.bakefile import Bakefile, load
 from parbake.builders import packer
 from parbake.core.errors import InputError, ParbakeError
 from parbake.workflows.export import write
-from tests.fakes import packer_program
-from tests.fakes.plans import image
+from standins import packer_program
+from standins.plans import image
 
 GOLDEN = Path(__file__).parent / "cases"
 SMALL = 'builder: packer\nbase: {eks: al2023, kubernetes: "1.33"}\nplatform: linux/amd64\n'

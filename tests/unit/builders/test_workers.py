@@ -27,11 +27,11 @@ from parbake.core.sources import Readable
 from parbake.images.layers import Allowance, FolderSink, Unpacked, engine, unpack
 from parbake.machine import disk
 from parbake.machine.ext4 import LayerArea, Volume
-from tests.fakes.layers import describe, digest
-from tests.fakes.plans import image, plan
-from tests.fakes.tars import archive, entry
-from tests.fakes.volumes import show
-from tests.fakes.workers import ThreadWorkers
+from standins.layers import describe, digest
+from standins.plans import image, plan
+from standins.tars import archive, entry
+from standins.volumes import show
+from standins.workers import ThreadWorkers
 
 type Blobs = Sequence[bytes]
 

@@ -14,8 +14,8 @@ import typer
 from parbake import cli, records
 from parbake.cli import choices
 from parbake.cli.app import app
-from tests.fakes import clusters
-from tests.fakes.plans import record
+from standins import clusters
+from standins.plans import record
 
 NAMES = ("RECORD", "CELL", "WAVE", "STYLE", "LEVEL", "KIND", "PROGRAM", "OS/ARCHITECTURE", "NAMES")
 BAKEFILE = """\

@@ -20,7 +20,7 @@ from parbake import __version__, records
 from parbake.cli import app, run
 from parbake.cli.commands import COMMANDS
 from parbake.records import statements
-from tests.fakes.plans import record
+from standins.plans import record
 
 POD = """\
 apiVersion: v1

@@ -11,7 +11,7 @@ import pytest
 from parbake import records
 from parbake.cli import run
 from parbake.core.model import MIB, TraceSummary
-from tests.fakes.plans import record
+from standins.plans import record
 
 
 def told(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> Any:

@@ -14,7 +14,7 @@ from parbake.cli.text import fleet_rollouts as text
 from parbake.cli.watching import Screen
 from parbake.fleet.engine.logs import Log
 from parbake.fleet.engine.rollouts import RolloutStatus
-from tests.fakes.fleet_told import NOW, fleet_now, rollout
+from standins.fleet_told import NOW, fleet_now, rollout
 
 TOLD = """\
 rollout/shop  waits for an approval  since 2026-11-28T22:00:00+00:00  generation 6c75bf45712e

@@ -20,7 +20,7 @@ from parbake.fleet.engine.rollouts import RolloutStatus, _state
 from parbake.fleet.engine.runs import Running, Status
 from parbake.fleet.engine.tasks import Counts, Progress
 from parbake.fleet.preview import CellPreview
-from tests.fakes.fleet_told import NOW
+from standins.fleet_told import NOW
 
 SINCE = "2026-11-28T22:00:00+00:00"
 SOON = "2026-11-29T00:00:00+00:00"

@@ -13,8 +13,8 @@ from parbake import bakefile, records
 from parbake.cli import run
 from parbake.cli.app import app
 from parbake.coldstart.trace import Part, Read, Trace, save, summary
-from tests.fakes.keys import key_pair
-from tests.fakes.plans import record
+from standins.keys import key_pair
+from standins.plans import record
 
 BROKEN = "version: 1\nimages: [registry.example.com/a:1]\nsize: huge\n"
 SOUND = "version: 1\nimages: [registry.example.com/a:1]\nbase: none\n"

@@ -6,7 +6,7 @@ import re
 
 from parbake.cli.report import Subject, page
 from parbake.core.model import HydrateFigures, TraceSummary, Verdict
-from tests.fakes.plans import record
+from standins.plans import record
 
 STAGES = {"mount": 0.1, "containerd": 0.6, "sandbox": 0.3, "start": 9.0}
 

@@ -18,7 +18,7 @@ from parbake.records import Blocks
 from parbake.workflows.doctor import Check
 from parbake.workflows.plan import BakeResult, Preview
 from parbake.workflows.prune.decide import RetentionRules, decide, items_here
-from tests.fakes.plans import digest, image, layer, outcome, plan, record
+from standins.plans import digest, image, layer, outcome, plan, record
 
 FOLDER = Path(__file__).with_name("cases")
 PAUSE = image("localhost/parbake/pause:1", layout="/cache/pause", layers=(layer("pause", size=900, raw_size=4000),))

@@ -15,7 +15,7 @@ from parbake.cli.text import tables
 from parbake.core.errors import InputError, NoSuchImage, ParbakeError
 from parbake.core.events import Events
 from parbake.images.registry.documents import Manifest, check_image, read_document
-from tests.fakes.plans import digest, record
+from standins.plans import digest, record
 
 HOSTILE = {
     "clipboard": "\x1b]52;c;cm0gLXJmIC8K\x07",

@@ -25,7 +25,7 @@ from parbake.coldstart import hydrate
 from parbake.coldstart.hydrate import export, install, user_data
 from parbake.coldstart.trace import Part, Read, Trace, hydrate_list
 from parbake.core.nodefiles import node_file
-from tests.fakes.runs import parbake
+from standins.runs import parbake
 
 LIST = (
     "parbake-hydrate 1\nuuid 00000000-0000-0000-0000-000000000001\nsize 4194304\nranges 2\n1048576 524288\n0 524288\n"

@@ -19,7 +19,7 @@ from parbake.core.model import Startup
 from parbake.machine.vm import GuestRead
 from parbake.verify import Verification
 from parbake.verify.starter import Started
-from tests.fakes.plans import image, plan
+from standins.plans import image, plan
 
 ROOT, APP, OTHER = "/var/lib/containerd", "registry.example/app:1", "registry.example/other:1"
 MOUNT = ("mount", "-o", "defaults", "/dev/disk/by-id/virtio-parbake-volume", ROOT)

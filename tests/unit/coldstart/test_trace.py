@@ -16,7 +16,7 @@ from parbake.coldstart.trace.tracefs import Device, overruns, parse_lines
 from parbake.core.errors import InputError
 from parbake.core.model import EBS_BLOCK, TraceSummary
 from parbake.records import Record
-from tests.fakes.plans import record
+from standins.plans import record
 
 PER_BLOCK = EBS_BLOCK // 512
 DISK = Device("/dev/loop0", ((7, 0),), 0, 10_000)

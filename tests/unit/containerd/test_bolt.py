@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parbake.containerd.bolt import Bucket, database
-from tests.fakes.bolt import PAGE, read
+from standins.bolt import PAGE, read
 
 KEYS = st.binary(min_size=1, max_size=40)
 VALUES = st.one_of(st.binary(max_size=60), st.integers(0, 3 * PAGE).map(bytes))

@@ -19,7 +19,7 @@ from parbake.containerd.errors import Unavailable
 from parbake.containerd.proto import content_pb2, cri_pb2, images_pb2, leases_pb2, version_pb2
 from parbake.core.errors import BadContent, ContainerdError, DeadlineExceeded, DiskFull, ParbakeError
 from parbake.core.model import MIB, Descriptor
-from tests.fakes.containerd_fake import Abort, FakeContainerd
+from standins.containerd_fake import Abort, FakeContainerd
 
 VERSION = "/containerd.services.version.v1.Version/Version"
 WRITE = "/containerd.services.content.v1.Content/Write"

@@ -16,7 +16,7 @@ from parbake import records
 from parbake.core import access
 from parbake.core.access import ReadableBy
 from parbake.core.errors import EnvironmentProblem
-from tests.fakes.plans import record
+from standins.plans import record
 
 
 def mode(path: Path) -> int:

@@ -35,8 +35,8 @@ from parbake.workflows import clean
 from parbake.workflows.bake import make
 from parbake.workflows.demo import sample
 from parbake.workflows.plan import sandbox_of
-from tests.fakes.plans import digest, image, plan
-from tests.fakes.trees import untouched
+from standins.plans import digest, image, plan
+from standins.trees import untouched
 
 SOURCE = Path(parbake.__file__).parent
 HEX, COMMIT = "0123456789abcdef", "0" * 40

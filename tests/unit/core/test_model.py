@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from parbake.core.errors import InputError
 from parbake.core.model import Artefact, Base, Plan, Platform, Startup, TcpProbe
-from tests.fakes.plans import digest, image, layer, plan
+from standins.plans import digest, image, layer, plan
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from parbake.core.errors import InputError
 from parbake.core.model import GIB, MIB, Artefact, Base, Image, Plan, Platform
 from parbake.core.plan import LARGEST_BAKED_SHARE, cautions, disk_size, larger, make_plan, measure
-from tests.fakes.plans import image, layer
+from standins.plans import image, layer
 
 PLATFORM = Platform(architecture="amd64")
 

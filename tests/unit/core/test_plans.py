@@ -16,7 +16,7 @@ import pytest
 
 from parbake.core.model import GIB, MIB, Artefact, Base, HttpProbe, Image, Platform, Startup
 from parbake.core.plan import cautions, make_plan, measure
-from tests.fakes.plans import image, layer
+from standins.plans import image, layer
 
 FOLDER = Path(__file__).with_name("cases")
 AMD64 = Platform(architecture="amd64")

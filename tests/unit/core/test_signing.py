@@ -14,8 +14,8 @@ from parbake import records
 from parbake.core.errors import InputError
 from parbake.core.run import run
 from parbake.core.signing import FileSigner, NotSigned, envelope, opened, pae, public_key
-from tests.fakes.keys import ED25519, P256, key_pair
-from tests.fakes.plans import record
+from standins.keys import ED25519, P256, key_pair
+from standins.plans import record
 
 
 def test_the_specifications_own_example() -> None:

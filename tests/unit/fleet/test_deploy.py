@@ -14,7 +14,7 @@ from temporalio.envconfig import ClientConfig
 
 from parbake import cli
 from parbake.fleet.engine.tasks import QUEUES
-from tests.fakes.clusters import NEEDS_KUBECTL
+from standins.clusters import NEEDS_KUBECTL
 from tests.unit.rollouts.test_deploy import leaves
 
 FILE = Path(__file__).parents[3] / "deploy/fleet-worker.yaml"

@@ -20,7 +20,7 @@ from parbake.fleet.engine.tasks import Destination, Root
 from parbake.fleet.file import load
 from parbake.fleet.places import Place
 from parbake.fleet.requests import run_request
-from tests.fakes.plans import record
+from standins.plans import record
 
 HOME, OTHER = "eu-west-1", "us-east-1"
 ROLE, ANOTHER = "arn:aws:iam::222222222222:role/publish", "arn:aws:iam::333333333333:role/publish"

@@ -18,7 +18,7 @@ from parbake.fleet.engine.sealing import converter
 from parbake.fleet.engine.tasks import Baked, BakeRequest
 from parbake.fleet.engine.waves import Rollout
 from parbake.fleet.engine.workflows import Bake, Fleet
-from tests.fakes.fleet_histories import FOLDER, KEY
+from standins.fleet_histories import FOLDER, KEY
 
 HISTORIES = sorted(FOLDER.glob("*/*.json"))
 PATHS = {

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from parbake.core import yamltext
-from tests.fakes.documents import ROOT
+from standins.documents import ROOT
 
 TOLD = (ROOT / "CONTRIBUTING.md").read_text()
 FORMS = [path for path in (ROOT / ".github/ISSUE_TEMPLATE").iterdir() if path.name != "config.yml"]
@@ -39,7 +39,7 @@ def test_every_name_is_one_of_the_file_that_is_named_before_it() -> None:
 
 
 def test_every_stand_in_is_there() -> None:
-    folder = ROOT / "tests/fakes"
+    folder = ROOT / "standins"
     told = (folder / "README.md").read_text()
     named = set(re.findall(r"`((?:aws/|kubernetes/)?[a-z_0-9]+\.py|[a-z]+/)`", told))
     assert len(named) > 20

@@ -11,8 +11,8 @@ import pytest
 from parbake.bakefile import load, schema
 from parbake.core.programs import PROGRAMS
 from parbake.fleet.file import load as load_fleet
-from tests.fakes.documents import DOCUMENTS, NOT_RUN, ROOT, anchors, read, shape, without_blocks
-from tests.fakes.keys import key_pair
+from standins.documents import DOCUMENTS, NOT_RUN, ROOT, anchors, read, shape, without_blocks
+from standins.keys import key_pair
 from tests.system.project.test_docs import CASES
 from tools.reference import BY_HAND, ENVIRONMENT, EXAMPLES, FOLDER, pages
 

@@ -21,8 +21,8 @@ from parbake.core.workspace import work_folder
 from parbake.machine.disk import block_list
 from parbake.records import Blocks, genuine
 from parbake.workflows import export, plan, verify
-from tests.fakes.keys import key_pair
-from tests.fakes.plans import record
+from standins.keys import key_pair
+from standins.plans import record
 
 GOOD = Verdict(passed=True, accelerator="kvm", boot_seconds=2.0)
 

@@ -24,9 +24,9 @@ from parbake.records.store.leases import Lease, LeaseClaim
 from parbake.records.store.notes import StoreNotes
 from parbake.records.store.port import MOST, Listed, Store, StoredObject, TooLarge
 from parbake.records.store.shared import Shared
-from tests.fakes.odd import odd_bytes, with_something_odd
-from tests.fakes.shared_bakes import Machine, content
-from tests.fakes.trees import untouched
+from standins.odd import odd_bytes, with_something_odd
+from standins.shared_bakes import Machine, content
+from standins.trees import untouched
 
 HEX = "0123456789abcdef" * 4
 NAMES = (

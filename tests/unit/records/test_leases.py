@@ -17,8 +17,8 @@ from parbake.records.store.folder import FolderStore
 from parbake.records.store.leases import LeaseClaim, claimed, held
 from parbake.records.store.notes import StoreNotes
 from parbake.records.store.port import MOST, StoredObject
-from tests.fakes import machines
-from tests.fakes.machines import elsewhere, on
+from standins import machines
+from standins.machines import elsewhere, on
 
 KEY = "c" * 64
 NAME = "node-kkkkkkkkkkkk"

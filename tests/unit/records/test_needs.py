@@ -12,7 +12,7 @@ from parbake.records.store import Need, needed, note
 from parbake.records.store.folder import FolderStore
 from parbake.workflows import prune as retention
 from parbake.workflows.prune.decide import RetentionRules
-from tests.fakes.shared_bakes import Machine, content
+from standins.shared_bakes import Machine, content
 
 
 @pytest.fixture

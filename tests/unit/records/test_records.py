@@ -18,7 +18,7 @@ from parbake.records import folder as records_folder
 from parbake.records import held, statements
 from parbake.workflows import prune
 from parbake.workflows.prune.decide import RetentionRules
-from tests.fakes.plans import digest, image, plan, record
+from standins.plans import digest, image, plan, record
 
 
 def _put(folder: Path, made: records.Record) -> records.Record:

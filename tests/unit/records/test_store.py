@@ -28,9 +28,9 @@ from parbake.workflows import prune
 from parbake.workflows.bake.sharing import make_and_share
 from parbake.workflows.plan import BakeResult, Session, existing
 from parbake.workflows.prune.decide import RetentionRules
-from tests.fakes.keys import key_pair
-from tests.fakes.plans import record
-from tests.fakes.shared_bakes import PASSED, Machine, content
+from standins.keys import key_pair
+from standins.plans import record
+from standins.shared_bakes import PASSED, Machine, content
 
 
 @pytest.fixture

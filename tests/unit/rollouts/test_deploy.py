@@ -16,10 +16,10 @@ import pytest
 from ruamel.yaml import YAML
 
 from parbake import cli
-from tests.fakes.clusters import NEEDS_KUBECTL
-from tests.fakes.kubernetes.server import serving
-from tests.fakes.kubernetes.store import Kind
-from tests.unit.fakes.test_kubernetes import kubectl
+from standins.clusters import NEEDS_KUBECTL
+from standins.kubernetes.server import serving
+from standins.kubernetes.store import Kind
+from tests.unit.standins.test_kubernetes import kubectl
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 CRONJOB, WORKFLOW = DEPLOY / "cronjob.yaml", DEPLOY / "github-actions.yaml"

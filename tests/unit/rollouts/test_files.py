@@ -18,8 +18,8 @@ from parbake.rollouts import mount
 from parbake.rollouts.files import parse, render
 from parbake.rollouts.protocol import History
 from parbake.rollouts.userdata import KEEP_STORE, part_of
-from tests.fakes.clusters import goes_out_again, machine_image, parbake, project, volume
-from tests.fakes.plans import record
+from standins.clusters import goes_out_again, machine_image, parbake, project, volume
+from standins.plans import record
 
 FIRST, SECOND, DATA = machine_image("first", "ami-1"), machine_image("second", "ami-2"), volume("data", "snap-9")
 THIRD = machine_image("third", "ami-3")

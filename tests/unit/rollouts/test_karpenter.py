@@ -15,10 +15,10 @@ from parbake.machine.disk import filesystem_uuid
 from parbake.rollouts import mount
 from parbake.rollouts.userdata import part_of
 from parbake.workflows import rollout
-from tests.fakes.clusters import NEEDS_KUBECTL, goes_out_again, machine_image, parbake, project, volume
-from tests.fakes.kubernetes.karpenter import Ami, Karpenter
-from tests.fakes.kubernetes.kubectl_in_process import replace_kubectl
-from tests.fakes.kubernetes.server import Server, serving
+from standins.clusters import NEEDS_KUBECTL, goes_out_again, machine_image, parbake, project, volume
+from standins.kubernetes.karpenter import Ami, Karpenter
+from standins.kubernetes.kubectl_in_process import replace_kubectl
+from standins.kubernetes.server import Server, serving
 from tests.unit.rollouts.test_node_classes import ALIAS, BOTH, COMMON, NEW, OLD
 from tests.unit.rollouts.test_userdata_of_others import terraform
 
@@ -418,7 +418,7 @@ def test_a_node_class_that_is_being_deleted(server: Server, tmp_path: Path, caps
 def test_a_file_that_was_applied_takes_the_change_back(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], broken: bool
 ) -> None:
-    from tests.unit.fakes.test_kubernetes import kubectl
+    from tests.unit.standins.test_kubernetes import kubectl
 
     kubectl(server, "apply", "-f", "-", document=ALIAS)
     if broken:
@@ -431,7 +431,7 @@ def test_a_file_that_was_applied_takes_the_change_back(
 
 
 def test_fields_of_another_manager(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from tests.unit.fakes.test_kubernetes import kubectl
+    from tests.unit.standins.test_kubernetes import kubectl
 
     kubectl(server, "apply", "--server-side", "--field-manager=argocd-controller", "-f", "-", document=ALIAS)
     project(tmp_path, [GPU], FIRST)

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from parbake.rollouts.karpenter import Karpenter as Target
-from tests.fakes.clusters import NEEDS_KUBECTL, parbake, project
-from tests.fakes.keys import key_pair
-from tests.fakes.kubernetes.karpenter import Karpenter
-from tests.fakes.kubernetes.server import Server
+from standins.clusters import NEEDS_KUBECTL, parbake, project
+from standins.keys import key_pair
+from standins.kubernetes.karpenter import Karpenter
+from standins.kubernetes.server import Server
 from tests.unit.rollouts.test_karpenter import FIRST, GPU, QUICK, SECOND, cluster, images, server, terms
 
 __all__ = ["cluster", "server"]

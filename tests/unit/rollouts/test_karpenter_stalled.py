@@ -8,10 +8,10 @@ import pytest
 
 from parbake.rollouts.karpenter import judge
 from parbake.rollouts.protocol import TargetState
-from tests.fakes.clusters import NEEDS_KUBECTL, machine_image, parbake, project
-from tests.fakes.kubernetes.karpenter import Karpenter
-from tests.fakes.kubernetes.server import Server, serving
-from tests.fakes.kubernetes.store import Kind
+from standins.clusters import NEEDS_KUBECTL, machine_image, parbake, project
+from standins.kubernetes.karpenter import Karpenter
+from standins.kubernetes.server import Server, serving
+from standins.kubernetes.store import Kind
 from tests.unit.rollouts.test_karpenter import (
     FIRST,
     GPU,

@@ -19,10 +19,10 @@ from parbake.core.model import GIB
 from parbake.rollouts import Change, Offer
 from parbake.rollouts.nodeclass import ANNOTATION, decide, decide_rollback, held
 from parbake.rollouts.userdata import KEEP_STORE, with_parts
-from tests.fakes.kubernetes import schemas
-from tests.fakes.kubernetes.karpenter import ephemeral_storage
-from tests.fakes.kubernetes.server import load_crds
-from tests.fakes.kubernetes.store import merge
+from standins.kubernetes import schemas
+from standins.kubernetes.karpenter import ephemeral_storage
+from standins.kubernetes.server import load_crds
+from standins.kubernetes.store import merge
 
 FOLDER = Path(__file__).with_name("cases")
 OLD = "karpenter.k8s.aws_awsnodetemplates.v1alpha1"

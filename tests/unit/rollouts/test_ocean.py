@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from parbake.rollouts import Change, Offer, ocean
-from tests.fakes.clusters import goes_out_again, machine_image, parbake, project, volume
-from tests.fakes.spot import Spot, serving_spot
+from standins.clusters import goes_out_again, machine_image, parbake, project, volume
+from standins.spot import Spot, serving_spot
 
 FIRST, SECOND = machine_image("first", "ami-1"), machine_image("second", "ami-2")
 GROUPS = {"ocean": {"cluster": "o-1", "groups": ["ols-1", "ols-2"], "batch": 25}}

@@ -27,7 +27,7 @@ from parbake.rollouts.gitops import Edit, Repository
 from parbake.rollouts.manifests import NodeClassFile
 from parbake.workflows import clean, export, prune
 from parbake.workflows.prune.decide import RetentionRules
-from tests.fakes.plans import plan, record
+from standins.plans import plan, record
 
 SECRET = "root:$y$secret:\n"
 

@@ -14,13 +14,13 @@ from parbake.bakefile import load
 from parbake.core.errors import InputError, TargetMoved
 from parbake.rollouts.karpenter import Karpenter as Target
 from parbake.rollouts.pointers import ParameterPointer, TagPointer
+from standins.aws.boto_clients import raw
+from standins.aws.iam_recorder import NOTED, attach, printed
+from standins.clusters import NEEDS_KUBECTL, machine_image, parbake, project, volume
+from standins.kubernetes.karpenter import Ami, Karpenter
+from standins.kubernetes.server import Server, serving
+from standins.policies import Check, refused
 from tests.aws.conftest import REGION, aws_mock, environment
-from tests.fakes.aws.boto_clients import raw
-from tests.fakes.aws.iam_recorder import NOTED, attach, printed
-from tests.fakes.clusters import NEEDS_KUBECTL, machine_image, parbake, project, volume
-from tests.fakes.kubernetes.karpenter import Ami, Karpenter
-from tests.fakes.kubernetes.server import Server, serving
-from tests.fakes.policies import Check, refused
 from tests.unit.rollouts.test_karpenter import QUICK, images, pool, terms, use, without_kubectl
 from tests.unit.rollouts.test_node_classes import ALIAS, BOTH, COMMON, NEW, OLD
 

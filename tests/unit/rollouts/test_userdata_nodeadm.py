@@ -1,4 +1,4 @@
-"""The judge of user data (``tests.fakes.nodeadm``) says what the real nodeadm said.
+"""The judge of user data (``standins.nodeadm``) says what the real nodeadm said.
 
 ``nodeadm.json`` is what nodeadm of EKS's AMIs answered on 2 December 2026 to 25 inputs: each as it was, with the part
 that mounts a volume (its programs are left out here), and with the part that keeps the store beside it, as parbake
@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.fakes import nodeadm
+from standins import nodeadm
 
 ANSWERS = json.loads(Path(__file__).with_name("nodeadm.json").read_text())
 CASES = {f"{name}-{form}": case for name, forms in ANSWERS.items() for form, case in forms.items()}

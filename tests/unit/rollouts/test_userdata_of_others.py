@@ -25,7 +25,7 @@ from parbake.rollouts import Offer, gitops, mount, nodeclass
 from parbake.rollouts.manifests import NodeClassFile, ValuesFile
 from parbake.rollouts.templates import new_data
 from parbake.rollouts.userdata import KEEP_STORE, NAMES, part_of, unreadable, with_parts
-from tests.fakes import nodeadm
+from standins import nodeadm
 
 MOUNT, HYDRATE = mount.user_data("pause:1"), user_data("parbake-hydrate 1\nranges 0\n")
 OURS = {"mount": MOUNT, "hydrate": HYDRATE, "store": KEEP_STORE}

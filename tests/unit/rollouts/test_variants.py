@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from parbake.rollouts import variants
-from tests.fakes.clusters import NEEDS_KUBECTL, parbake, project
-from tests.fakes.kubernetes.karpenter import Karpenter
-from tests.fakes.kubernetes.server import Server
+from standins.clusters import NEEDS_KUBECTL, parbake, project
+from standins.kubernetes.karpenter import Karpenter
+from standins.kubernetes.server import Server
 from tests.unit.rollouts.test_karpenter import AMIS, FIRST, GPU, pool, server, terms, without_kubectl
 from tests.unit.rollouts.test_node_classes import ALIAS as NODE_CLASS
 

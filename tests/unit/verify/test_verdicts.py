@@ -11,7 +11,7 @@ from parbake.core.model import Descriptor
 from parbake.verify.starter import Started
 from parbake.verify.store import Seen, judge
 from parbake.verify.verify import ImageToVerify, conclude
-from tests.fakes.plans import image
+from standins.plans import image
 
 CASES = sorted(Path(__file__).with_name("cases").glob("*.json"))
 INDEX = "application/vnd.oci.image.index.v1+json"

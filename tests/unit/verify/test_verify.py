@@ -36,7 +36,7 @@ from parbake.verify.booted import BootedNode, Kind, Settings, identify, settings
 from parbake.verify.starter import Log, Starter, describe, shorten
 from parbake.verify.store import choose
 from parbake.verify.verify import images_in, images_of, sandbox_action
-from tests.fakes.plans import digest, image, plan
+from standins.plans import digest, image, plan
 
 OLD = """
 version = 2

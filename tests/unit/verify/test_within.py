@@ -13,7 +13,7 @@ from parbake.core.events import Events
 from parbake.core.model import ExitProbe, Startup
 from parbake.machine.vm import Machine
 from parbake.verify import Verification, compare_pull, within
-from tests.fakes.plans import image, plan
+from standins.plans import image, plan
 
 
 class Answers:

@@ -15,7 +15,7 @@ from parbake.machine import disk
 from parbake.machine.disk import Memory, NotAsListed, block_list, copy_listed
 from parbake.records import Blocks, Record
 from parbake.workflows.bake import ancestry
-from tests.fakes.plans import digest, image, layer, plan
+from standins.plans import digest, image, layer, plan
 
 KEPT = layer("kept")
 

@@ -26,7 +26,7 @@ from parbake.records import held
 from parbake.workflows.bake import ahead, disks, make
 from parbake.workflows.plan import BakeOptions, BakeResult, Session
 from parbake.workflows.verify import judge, verify_again
-from tests.fakes.plans import image, layer, plan, record
+from standins.plans import image, layer, plan, record
 
 
 class Builder:

@@ -19,7 +19,7 @@ from parbake.core.model import Platform
 from parbake.workflows import export
 from parbake.workflows.export import scripts
 from parbake.workflows.export.scripts import azure_script, gcp_script, gke_script
-from tests.fakes.plans import record
+from standins.plans import record
 
 AMD64 = Platform(architecture="amd64")
 SCRIPTS: dict[str, Callable[[str, str], str]] = {

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.clusters import machine_image, parbake, project
-from tests.fakes.plans import record
+from standins.clusters import machine_image, parbake, project
+from standins.plans import record
 
 
 def test_what_lies_in_no_cloud_or_has_failed_stays_where_it_is(

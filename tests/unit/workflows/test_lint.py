@@ -22,7 +22,7 @@ from parbake.rollouts.families import family_of
 from parbake.rollouts.nodesettings import read
 from parbake.workflows.lint import RULES, Bake, bakes_of, examine, gather, of_bakefile, of_record, sarif, together
 from parbake.workflows.lint.bakes import BakedImage
-from tests.fakes.plans import digest, image, plan, record
+from standins.plans import digest, image, plan, record
 
 ROOT = Path(__file__).parents[3]
 APP = "registry.example.com/shop/api:1.4"
@@ -262,7 +262,7 @@ def test_every_rule_has_a_case_and_stands_in_the_documentation() -> None:
 
 def test_fields_are_those_of_karpenter() -> None:
     """Names that are looked for in node classes and pools exist in the definitions of their kinds."""
-    folder = ROOT / "tests/fakes/kubernetes/karpenter-crds"
+    folder = ROOT / "standins/kubernetes/karpenter-crds"
     for file, fields in {
         "karpenter.k8s.aws_ec2nodeclasses.v1.yaml": (
             "amiFamily", "amiSelectorTerms", "alias", "id", "blockDeviceMappings", "deviceName", "rootVolume", "ebs",

@@ -9,7 +9,7 @@ import pytest
 
 from parbake import records
 from parbake.cli import run
-from tests.fakes.plans import record
+from standins.plans import record
 from tests.unit.workflows.test_lint import pod
 
 

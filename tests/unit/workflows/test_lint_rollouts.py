@@ -13,7 +13,7 @@ from parbake.rollouts import Offer
 from parbake.rollouts.families import ALIASES, DEFAULT_DISKS
 from parbake.rollouts.nodeclass import decide
 from parbake.workflows.lint import Bake, examine
-from tests.fakes.kubernetes.store import merge
+from standins.kubernetes.store import merge
 
 DEVICES = ("/dev/xvda", "/dev/sda1", "/dev/xvdb", "/dev/xvdc")
 MACHINE = Platform(architecture="amd64")

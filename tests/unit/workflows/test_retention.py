@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from parbake.core.model import Published
 from parbake.records import Record
 from parbake.workflows.prune.decide import Decision, Item, RetentionRules, decide, items_here
-from tests.fakes.plans import record
+from standins.plans import record
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 DAY = timedelta(days=1)

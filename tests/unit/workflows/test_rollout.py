@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from parbake.rollouts import Rollout, TargetStatus
 from parbake.rollouts.nodeclass import decide, held
 from parbake.workflows.rollout import _has_had, offer
-from tests.fakes.clusters import REGION, machine_image
-from tests.fakes.kubernetes.store import merge
+from standins.clusters import REGION, machine_image
+from standins.kubernetes.store import merge
 from tests.unit.rollouts.test_node_classes import ALIAS, node_class
 
 RECORDS = [machine_image("one", "ami-1"), machine_image("two", "ami-2", architecture="arm64")]

@@ -15,9 +15,9 @@ from parbake.core.errors import BakefileError, RegistryError
 from parbake.core.events import Event, Events
 from parbake.workflows import bake, watch
 from parbake.workflows.plan import BakeResult
-from tests.fakes.clusters import machine_image, project
-from tests.fakes.command import documents
-from tests.fakes.plans import record
+from standins.clusters import machine_image, project
+from standins.command import documents
+from standins.plans import record
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 DONE = BakeResult(Path("a.raw"), record(passed=True), changed=True)

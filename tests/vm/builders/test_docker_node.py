@@ -20,13 +20,13 @@ from parbake.core.events import Events
 from parbake.core.model import EBS_BLOCK, Base, Verdict
 from parbake.machine.disk import data_blocks
 from parbake.verify import Verification
-from tests.fakes.base import default_base, lean_node
-from tests.fakes.every_layer_feature import busybox_layer
-from tests.fakes.images import image, index, push
-from tests.fakes.loopback import address
-from tests.fakes.newer import install_docker
-from tests.fakes.registry import DockerRegistry, certificates
-from tests.fakes.runs import bake, bakefile, private_places, traces
+from standins.base import default_base, lean_node
+from standins.every_layer_feature import busybox_layer
+from standins.images import image, index, push
+from standins.loopback import address
+from standins.newer import install_docker
+from standins.registry import DockerRegistry, certificates
+from standins.runs import bake, bakefile, private_places, traces
 
 __all__ = ["address", "default_base", "private_places"]
 

@@ -10,17 +10,17 @@ import pytest
 
 from parbake.builders.ec2 import launch
 from parbake.images.pause import REFERENCE as PAUSE
+from standins.aws.ec2 import Cloud
+from standins.aws.ec2_support import cloud
+from standins.aws.qemu_instances import Qemus
+from standins.base import default_base, lean_node
+from standins.contexts import write_files
+from standins.every_layer_feature import busybox_layer
+from standins.images import image, push
+from standins.loopback import address
+from standins.registry import DockerRegistry
+from standins.runs import bake, bakefile, parbake, private_places, traces
 from tests.aws.conftest import REGION, aws_mock, environment
-from tests.fakes.aws.ec2 import Cloud
-from tests.fakes.aws.ec2_support import cloud
-from tests.fakes.aws.qemu_instances import Qemus
-from tests.fakes.base import default_base, lean_node
-from tests.fakes.contexts import write_files
-from tests.fakes.every_layer_feature import busybox_layer
-from tests.fakes.images import image, push
-from tests.fakes.loopback import address
-from tests.fakes.registry import DockerRegistry
-from tests.fakes.runs import bake, bakefile, parbake, private_places, traces
 
 __all__ = ["address", "aws_mock", "cloud", "default_base", "environment", "private_places"]
 

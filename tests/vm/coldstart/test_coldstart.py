@@ -36,13 +36,13 @@ from parbake.records import Record
 from parbake.verify import Verification
 from parbake.workflows import verify
 from parbake.workflows.trace import trace_of
-from tests.fakes.base import check_node, default_base, in_journal, lean, mounting
-from tests.fakes.containerd_support import busybox, fill, filling, pause
-from tests.fakes.every_layer_feature import busybox_layer
-from tests.fakes.further import Steps
-from tests.fakes.images import image, index, push
-from tests.fakes.registry import DockerRegistry
-from tests.fakes.runs import bakefile, parbake, traces
+from standins.base import check_node, default_base, in_journal, lean, mounting
+from standins.containerd_support import busybox, fill, filling, pause
+from standins.every_layer_feature import busybox_layer
+from standins.further import Steps
+from standins.images import image, index, push
+from standins.registry import DockerRegistry
+from standins.runs import bakefile, parbake, traces
 
 __all__ = ["default_base"]
 

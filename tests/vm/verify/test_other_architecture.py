@@ -17,9 +17,9 @@ from parbake.core.model import Platform
 from parbake.core.run import run
 from parbake.core.workspace import cache_folder
 from parbake.machine import base, disk
-from tests.fakes.contexts import write_files
-from tests.fakes.registry import DockerRegistry
-from tests.fakes.runs import bakefile, parbake, traces
+from standins.contexts import write_files
+from standins.registry import DockerRegistry
+from standins.runs import bakefile, parbake, traces
 
 pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.slow(900)]
 

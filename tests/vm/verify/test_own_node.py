@@ -21,12 +21,12 @@ from parbake.core.run import Deadline
 from parbake.machine import disk
 from parbake.verify import Verification
 from parbake.verify.booted import RUNTIME_ROOT
-from tests.fakes.base import default_base, newer_node
-from tests.fakes.further import Steps
-from tests.fakes.images import Built, image, layer, push
-from tests.fakes.registry import DockerRegistry
-from tests.fakes.runs import bake, bakefile, parbake, traces
-from tests.fakes.selinux import LABEL, enforcing_node, wrong
+from standins.base import default_base, newer_node
+from standins.further import Steps
+from standins.images import Built, image, layer, push
+from standins.registry import DockerRegistry
+from standins.runs import bake, bakefile, parbake, traces
+from standins.selinux import LABEL, enforcing_node, wrong
 
 __all__ = ["default_base"]
 pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.slow(150)]

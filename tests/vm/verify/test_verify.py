@@ -39,10 +39,10 @@ from parbake.core.model import (
 from parbake.machine import disk
 from parbake.machine.vm import Saved, saved
 from parbake.verify import Pulled, Verification, compare_pull, verify
-from tests.fakes.base import check_node
-from tests.fakes.containerd_support import Made, busybox, document, fill, filling, pause
-from tests.fakes.registry import DockerRegistry
-from tests.fakes.starts import described, shell
+from standins.base import check_node
+from standins.containerd_support import Made, busybox, document, fill, filling, pause
+from standins.registry import DockerRegistry
+from standins.starts import described, shell
 
 pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.slow(120)]
 

@@ -24,9 +24,9 @@ from parbake.images.build import BuildPlace, Containers
 from parbake.images.build.build import LABEL, Built, build, clear, existing
 from parbake.images.build.context import IgnoreRules, walk
 from parbake.images.registry import Layout, Registry
-from tests.fakes.contexts import Spec, spec, write_files
-from tests.fakes.images import image, layer, push
-from tests.fakes.registry import DockerRegistry, certificates
+from standins.contexts import Spec, spec, write_files
+from standins.images import image, layer, push
+from standins.registry import DockerRegistry, certificates
 
 pytestmark = pytest.mark.root
 
@@ -240,7 +240,7 @@ from parbake.images.build.build import build
 from parbake.core.events import Events
 from parbake.core.model import Platform
 from parbake.core.reference import Reference
-from tests.fakes.contexts import Spec
+from standins.contexts import Spec
 
 folder = Path(sys.argv[1])
 what = Spec(folder / "context", folder / "context" / "Containerfile")

@@ -12,9 +12,9 @@ import pytest
 
 from parbake import __version__
 from parbake.machine import disk
-from tests.fakes.base import default_base
-from tests.fakes.disks import sh
-from tests.fakes.documents import ROOT
+from standins.base import default_base
+from standins.disks import sh
+from standins.documents import ROOT
 
 __all__ = ["default_base"]
 

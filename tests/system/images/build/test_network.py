@@ -15,7 +15,7 @@ import pytest
 
 from parbake.core.errors import EnvironmentProblem
 from parbake.core.run import run
-from tests.fakes.contexts import write_files
+from standins.contexts import write_files
 from tests.system.images.build.test_build import Harness, busybox, cache, harness
 
 __all__ = ["cache", "harness"]

@@ -20,16 +20,16 @@ from parbake.builders.fill import MountedStore, fill, held
 from parbake.containerd import Client, Daemon
 from parbake.core.errors import LayerError
 from parbake.core.events import Events
-from tests.fakes import tars
-from tests.fakes.comparison import HOSTS, STRICTER, WAYS, Comparison, Difference, comparison
-from tests.fakes.hostile import Fate, corpus
-from tests.fakes.images import image
-from tests.fakes.stacks import Spec, Stack, build, shrunk, stack
-from tests.fakes.store import Memory, image_of, plan_of, pull_by_ctr, snapshot_folders
-from tests.fakes.tars import archive, entry
-from tests.fakes.trees import differences, scan
-from tests.fakes.unpacks import FollowingDaemon
-from tests.fakes.volumes import volume_trees
+from standins import tars
+from standins.comparison import HOSTS, STRICTER, WAYS, Comparison, Difference, comparison
+from standins.hostile import Fate, corpus
+from standins.images import image
+from standins.stacks import Spec, Stack, build, shrunk, stack
+from standins.store import Memory, image_of, plan_of, pull_by_ctr, snapshot_folders
+from standins.tars import archive, entry
+from standins.trees import differences, scan
+from standins.unpacks import FollowingDaemon
+from standins.volumes import volume_trees
 
 pytestmark = pytest.mark.root
 

@@ -12,9 +12,9 @@ from parbake.core.errors import DiskFull, LayerError
 from parbake.core.run import run
 from parbake.images.layers import complete_folder
 from parbake.machine.disk import make_filesystem, mount, private_mounts
-from tests.fakes.layers import put, stack
-from tests.fakes.tars import archive, entry, pax
-from tests.fakes.trees import differences, scan
+from standins.layers import put, stack
+from standins.tars import archive, entry, pax
+from standins.trees import differences, scan
 
 pytestmark = pytest.mark.root
 

@@ -19,10 +19,10 @@ from parbake.core.model import RegistryOptions
 from parbake.core.roles import Role
 from parbake.images.registry import Registry, auth, ecr
 from parbake.images.registry.credentials import find_credentials
-from tests.fakes.faulty_proxy import FaultyProxy, Redirect, Status, error_body
-from tests.fakes.images import push
-from tests.fakes.registry import DockerRegistry, certificates
-from tests.fakes.registry_client import (
+from standins.faulty_proxy import FaultyProxy, Redirect, Status, error_body
+from standins.images import push
+from standins.registry import DockerRegistry, certificates
+from standins.registry_client import (
     AMD64,
     BOTH,
     PLAIN,
@@ -35,7 +35,7 @@ from tests.fakes.registry_client import (
     registry,
     user,
 )
-from tests.fakes.tokens import TokenServer
+from standins.tokens import TokenServer
 
 __all__ = ["nobody", "registry"]  # fixtures: the first for every test here
 

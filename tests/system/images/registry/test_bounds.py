@@ -11,10 +11,10 @@ import pytest
 
 from parbake.core.errors import BadContent, InputError, Unreachable
 from parbake.images.registry import Patience, Registry
-from tests.fakes.faulty_proxy import Cut, Drip, FaultyProxy, Header, WholeAnswer
-from tests.fakes.images import Compression, image, layer, push
-from tests.fakes.registry import DockerRegistry
-from tests.fakes.registry_client import AMD64, PLAIN, QUICK, nobody, read_all, ref
+from standins.faulty_proxy import Cut, Drip, FaultyProxy, Header, WholeAnswer
+from standins.images import Compression, image, layer, push
+from standins.registry import DockerRegistry
+from standins.registry_client import AMD64, PLAIN, QUICK, nobody, read_all, ref
 
 __all__ = ["nobody"]  # a fixture for every test here
 

@@ -24,10 +24,10 @@ from parbake.core.model import Platform, RegistryOptions
 from parbake.core.reference import Reference
 from parbake.core.run import run
 from parbake.images.registry import Layout, Patience, Registry, open_source
-from tests.fakes.faulty_proxy import Chunked, FaultyProxy, Header, Stall, Status, WholeAnswer
-from tests.fakes.images import OCI_MANIFEST, Built, image, index, layer, push, sha256, write_layout
-from tests.fakes.registry import DockerRegistry
-from tests.fakes.registry_client import (
+from standins.faulty_proxy import Chunked, FaultyProxy, Header, Stall, Status, WholeAnswer
+from standins.images import OCI_MANIFEST, Built, image, index, layer, push, sha256, write_layout
+from standins.registry import DockerRegistry
+from standins.registry_client import (
     AMD64,
     ARM64,
     BOTH,

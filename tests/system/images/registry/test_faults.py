@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from parbake.core.errors import BadContent, RegistryError, Unreachable
 from parbake.core.model import Image
 from parbake.images.registry import Patience, Registry
-from tests.fakes.faulty_proxy import (
+from standins.faulty_proxy import (
     Chunked,
     Cut,
     Drip,
@@ -30,9 +30,9 @@ from tests.fakes.faulty_proxy import (
     Status,
     WholeAnswer,
 )
-from tests.fakes.images import image, layer, push
-from tests.fakes.registry import DockerRegistry
-from tests.fakes.registry_client import AMD64, PLAIN, QUICK, layer_of, nobody, read_all, ref
+from standins.images import image, layer, push
+from standins.registry import DockerRegistry
+from standins.registry_client import AMD64, PLAIN, QUICK, layer_of, nobody, read_all, ref
 
 __all__ = ["nobody"]  # a fixture for every test here
 

@@ -19,10 +19,10 @@ import pytest
 from parbake.core.errors import Denied, RegistryError
 from parbake.core.model import RegistryOptions
 from parbake.images.registry import Registry
-from tests.fakes.faulty_proxy import FaultyProxy, Redirect, Status
-from tests.fakes.images import image, layer, push
-from tests.fakes.registry import Certificates, DockerRegistry, certificates
-from tests.fakes.registry_client import AMD64, PLAIN, QUICK, log_in, nobody, not_loopback, read_all, ref, user
+from standins.faulty_proxy import FaultyProxy, Redirect, Status
+from standins.images import image, layer, push
+from standins.registry import Certificates, DockerRegistry, certificates
+from standins.registry_client import AMD64, PLAIN, QUICK, log_in, nobody, not_loopback, read_all, ref, user
 
 __all__ = ["nobody"]  # a fixture for every test here
 

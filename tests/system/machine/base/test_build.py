@@ -16,7 +16,7 @@ from parbake.core.events import Event, Events
 from parbake.core.model import Platform
 from parbake.core.run import run
 from parbake.machine import base, disk
-from tests.fakes.disks import sh
+from standins.disks import sh
 
 pytestmark = pytest.mark.root
 

@@ -15,7 +15,7 @@ import pytest
 from parbake.core.model import Platform
 from parbake.core.run import run
 from parbake.machine.base import native
-from tests.fakes.disks import sh
+from standins.disks import sh
 
 pytestmark = pytest.mark.root
 

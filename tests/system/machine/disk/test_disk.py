@@ -18,7 +18,7 @@ import pytest
 from parbake.core.errors import BadBase, DiskFull, ParbakeError
 from parbake.core.events import Events
 from parbake.machine import disk
-from tests.fakes.disks import MIB, Label, filesystem, loops_of, machine, root_tree, sh
+from standins.disks import MIB, Label, filesystem, loops_of, machine, root_tree, sh
 
 pytestmark = pytest.mark.root
 

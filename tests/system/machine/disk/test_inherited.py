@@ -25,9 +25,9 @@ from parbake.core.model import GIB
 from parbake.machine import disk
 from parbake.machine.ext4 import Volume
 from parbake.records import held
-from tests.fakes.images import Built, image, layer, push
-from tests.fakes.registry import DockerRegistry
-from tests.fakes.runs import Done, bake, bakefile, parbake, private_places
+from standins.images import Built, image, layer, push
+from standins.registry import DockerRegistry
+from standins.runs import Done, bake, bakefile, parbake, private_places
 from tests.system.workflows.test_volumes import noise
 
 __all__ = ["private_places"]

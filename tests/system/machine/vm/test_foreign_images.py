@@ -17,7 +17,7 @@ from parbake.core.errors import BadBase, CommandFailed, InputError
 from parbake.machine.disk import formats
 from parbake.machine.vm import firmware
 from parbake.machine.vm.machine import Drive, Machine
-from tests.fakes.runs import parbake
+from standins.runs import parbake
 
 
 class Trap:

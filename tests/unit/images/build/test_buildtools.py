@@ -17,8 +17,8 @@ from parbake.images.build import BuildPlace, Docker, choose
 from parbake.images.build.build import build
 from parbake.images.build.common import push_error
 from parbake.images.build.registries import is_insecure, registries_conf
-from tests.fakes.contexts import spec, write_files
-from tests.fakes.images import image, layer, write_layout
+from standins.contexts import spec, write_files
+from standins.images import image, layer, write_layout
 
 BROKEN = "#!/bin/sh\necho out of order >&2; exit 1\n"
 FINE = "#!/bin/sh\nexit 0\n"

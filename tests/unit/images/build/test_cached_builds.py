@@ -14,7 +14,7 @@ from parbake.core.reference import Reference
 from parbake.images.build import BuildPlace, containers
 from parbake.images.build.build import _export, existing, local_layout
 from parbake.images.registry import Registry
-from tests.fakes.images import Built, image, write_layout
+from standins.images import Built, image, write_layout
 
 NAME = Reference.parse("localhost/team/app:1")
 AMD64 = Platform(architecture="amd64")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from parbake.core.errors import InputError
 from parbake.core.model import Platform
 from parbake.images.build.context import IgnoreRules, digest, walk
-from tests.fakes.contexts import Spec, spec, write_files
+from standins.contexts import Spec, spec, write_files
 
 AMD64 = Platform(architecture="amd64")
 

@@ -15,9 +15,9 @@ import zstandard
 from parbake.core.errors import LayerBomb, LayerError
 from parbake.core.model import Layer
 from parbake.images.layers import FolderSink, archive, engine, unpack
-from tests.fakes.layers import describe, put
-from tests.fakes.tars import archive as tar
-from tests.fakes.tars import entry, pax
+from standins.layers import describe, put
+from standins.tars import archive as tar
+from standins.tars import entry, pax
 
 SMALL = tar(entry(b"f", data=b"x"))
 

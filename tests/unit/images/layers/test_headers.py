@@ -15,7 +15,7 @@ from parbake.images.layers import numbers
 from parbake.images.layers.archive import Archive, Chunks
 from parbake.images.layers.headers import TarEntry
 from parbake.images.layers.paths import clean
-from tests.fakes.tars import GNU, USTAR, V7, archive, checksummed, entry, header, octal, pax, record
+from standins.tars import GNU, USTAR, V7, archive, checksummed, entry, header, octal, pax, record
 
 MAX = (1 << 63) - 1
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from parbake.core.errors import LayerBomb, LayerError, LayerEscape
 from parbake.images.layers import complete_folder, engine
-from tests.fakes.hostile import Fate, corpus
-from tests.fakes.layers import put
-from tests.fakes.tars import archive, entry, pax
-from tests.fakes.trees import scan
+from standins.hostile import Fate, corpus
+from standins.layers import put
+from standins.tars import archive, entry, pax
+from standins.trees import scan
 from tests.fuzz.targets import SEED, fuzz_archive, fuzz_layer
 
 NAMES = [*corpus()]

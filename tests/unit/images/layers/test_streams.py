@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from parbake.core.errors import BadContent, LayerBomb, LayerError, Unreachable
 from parbake.core.model import Layer
 from parbake.images.layers import FolderSink, engine, unpack
-from tests.fakes.layers import GZIP, PLAIN, describe
-from tests.fakes.tars import archive, entry, pax
+from standins.layers import GZIP, PLAIN, describe
+from standins.tars import archive, entry, pax
 from tests.fuzz.targets import fuzz_layer
 
 SKIPPABLE = b"\x5f\x2a\x4d\x18" + (6).to_bytes(4, "little") + b"ignore"

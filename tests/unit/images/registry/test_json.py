@@ -13,7 +13,7 @@ from parbake.core.errors import BadContent, InputError
 from parbake.core.model import Platform
 from parbake.core.reference import Reference
 from parbake.images.registry import Layout
-from tests.fakes.images import OCI_CONFIG, Blob, Built, image, index, layer, write_layout
+from standins.images import OCI_CONFIG, Blob, Built, image, index, layer, write_layout
 
 GOOD, EVIL = image(layer({"a": b"good"})), image(layer({"a": b"evil"}))
 NAME = Reference.parse("reg.test/team/app:v1")

@@ -15,7 +15,7 @@ from parbake.core.errors import BadContent, InputError, NoSuchImage
 from parbake.core.model import Descriptor, Image, Platform
 from parbake.core.reference import Reference
 from parbake.images.registry import Layout
-from tests.fakes.images import (
+from standins.images import (
     DOCKER_CONFIG,
     DOCKER_LIST,
     DOCKER_MANIFEST,

@@ -22,7 +22,7 @@ from parbake.machine.vm.guest import Clock, Guest
 from parbake.machine.vm.qmp import Qmp
 from parbake.verify.starter import Log
 from parbake.verify.within import proof
-from tests.fakes.odd import odd_bytes, odd_values, with_something_odd
+from standins.odd import odd_bytes, odd_values, with_something_odd
 
 GOOD: dict[str, dict[str, Any]] = {
     "now": {"wall": 1, "monotonic": 1.0},

@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 
 from parbake.core.errors import InputError
 from parbake.rollouts.gitops.edit import merge, merged, put, read, rewrite
-from tests.fakes.nodeclasses import NODE_CLASS, changed
+from standins.nodeclasses import NODE_CLASS, changed
 
 
 def test_a_node_class_gets_a_new_image_and_volume_in_one_edit() -> None:

@@ -14,7 +14,7 @@ from parbake.rollouts.gitops import (
     the_one,
     value_at,
 )
-from tests.fakes.nodeclasses import NODE_CLASS, changed
+from standins.nodeclasses import NODE_CLASS, changed
 
 KINDS = {"EC2NodeClass"}
 SEVERAL = f"""\

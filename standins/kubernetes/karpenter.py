@@ -1,0 +1,264 @@
+"""A double of Karpenter, for tests only: it resolves node classes, and replaces drifted nodes one at a time.
+
+Rules (karpenter.sh, "NodeClasses" and "Disruption"): terms are or-ed, one image wins for each architecture (not
+deprecated first, then newest, then name); a changed image or hash of the disks drifts a node; budgets of its NodePool
+bound how many are replaced at once; a drifted node is replaced by a new claim before it goes; PDBs hold it back. Of
+user data that Go does not read it makes no launch template, and is Ready: Unknown.
+
+Not modelled: requirements but the architecture, instance types, consolidation, expiry, schedules of budgets, SSM's
+cache, AWS.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+from parbake.rollouts.families import family_of
+from standins.kubernetes.server import Server
+from standins.kubernetes.store import Object, Refused
+from standins.nodeadm import karpenter_refuses
+
+HASH = "karpenter.k8s.aws/ec2nodeclass-hash"
+
+
+@dataclass(frozen=True)
+class Ami:
+    id: str
+    name: str
+    created: str = "2026-01-01T00:00:00Z"
+    deprecated: bool = False
+    tags: dict[str, str] = field(default_factory=dict)
+    mine: bool = True
+    architecture: str = "amd64"
+
+
+@dataclass
+class Karpenter:
+    """Steps by hand (``step``) or in a thread (``with``). ``blocked``: claims that pods' PDBs hold, with the PDB."""
+
+    server: Server
+    amis: list[Ami]
+    parameters: dict[str, str] = field(default_factory=dict)
+    blocked: dict[str, str] = field(default_factory=dict)
+    unlaunchable: str = ""
+    """Why no instance can be launched; empty when it can."""
+    invalid: bool = False
+    """Whether a change from now on cannot be validated, as of user data that cannot be read."""
+    version: str = "v1"
+
+    def __post_init__(self) -> None:
+        self._numbers = count(1)
+        self._stop = threading.Event()
+        self.replaced: list[str] = []
+
+    def __enter__(self) -> Karpenter:
+        def loop() -> None:
+            while not self._stop.wait(0.05):
+                self.step()
+
+        self._thread = threading.Thread(target=loop, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def start_nodes(self, pool: str, node_class: str, amount: int, architecture: str = "amd64") -> None:
+        """Start nodes as the class says now."""
+        self._resolve(self.server.get("ec2nodeclasses", node_class, self.version))
+        for _ in range(amount):
+            self._launch(pool, self.server.get("ec2nodeclasses", node_class, self.version), _for(architecture))
+
+    def step(self) -> None:
+        """Do what Karpenter does in one round."""
+        classes = {}
+        for each in self.server.list("ec2nodeclasses", self.version):
+            self._resolve(each)
+            name = each["metadata"]["name"]
+            classes[name] = self.server.get("ec2nodeclasses", name, self.version)
+        pools = {each["metadata"]["name"]: each for each in self.server.list("nodepools", self.version)}
+        for each in pools.values():
+            self._pool(each, classes)
+        going: dict[str, int] = {}
+        launched = [each for each in self.server.list("nodeclaims") if each["status"].get("imageID")]
+        for claim in launched:
+            node_class = classes.get(claim["spec"]["nodeClassRef"]["name"])
+            if node_class and self._drift(claim, node_class):
+                pool = claim["metadata"]["labels"]["karpenter.sh/nodepool"]
+                if going.get(pool, 0) < self._allowed(pools[pool]):
+                    going[pool] = going.get(pool, 0) + self._replace(claim, node_class, pool)
+                elif not self._allowed(pools[pool]):
+                    text = "No allowed disruptions for disruption reason Drifted due to blocking budget"
+                    self._event("NodePool", pool, text)
+
+    def winners(self, spec: Object) -> list[Ami]:
+        fitting = [ami for ami in self.amis if any(self._fits(ami, term) for term in spec["amiSelectorTerms"])]
+        return [self._best(fitting, each) for each in sorted({ami.architecture for ami in fitting})]
+
+    @staticmethod
+    def _best(amis: list[Ami], architecture: str) -> Ami:
+        fitting = [ami for ami in amis if ami.architecture == architecture]
+        best = sorted(fitting, key=lambda ami: ami.name)
+        best = sorted(best, key=lambda ami: ami.created, reverse=True)
+        return min(best, key=lambda ami: ami.deprecated)
+
+    def _fits(self, ami: Ami, term: Object) -> bool:
+        if term.get("id"):
+            return bool(ami.id == term["id"])
+        if term.get("ssmParameter"):
+            return self.parameters.get(term["ssmParameter"]) == ami.id
+        if term.get("alias"):
+            return ami.name.startswith(term["alias"].partition("@")[0])
+        owned = term.get("owner") != "self" or ami.mine
+        tags = term.get("tags", {})
+        return owned and term.get("name") in {None, ami.name} and all(ami.tags.get(k) == v for k, v in tags.items())
+
+    def _resolve(self, node_class: Object) -> None:
+        name, winners = node_class["metadata"]["name"], self.winners(node_class["spec"])
+        drifting = {k: v for k, v in node_class["spec"].items() if k not in {"amiSelectorTerms", "subnetSelectorTerms"}}
+        digest = hashlib.sha256(json.dumps(drifting, sort_keys=True).encode()).hexdigest()[:16]
+        amis = [{"id": each.id, "name": each.name, "requirements": _for(each.architecture)} for each in winners]
+        ready = _condition("Ready", "True", "Ready", "")
+        if not winners:
+            ready = _condition("Ready", "False", "AMINotFound", "AMISelector did not match any AMIs")
+        conditions = self._conditions(node_class, ready)
+        if node_class["metadata"].get("annotations", {}).get(HASH) != digest:
+            hashed = {"metadata": {"annotations": {HASH: digest}}}
+            self.server.change("ec2nodeclasses", name, hashed, self.version, manager="karpenter")
+        self._say("ec2nodeclasses", node_class, {"amis": amis, "conditions": conditions}, self.version)
+
+    def _conditions(self, node_class: Object, ready: Object) -> list[Object]:
+        """Return what Karpenter says of a class; where it cannot validate, of the one before (Karpenter 1.13)."""
+        generation = node_class["metadata"]["generation"]
+        before = {each["type"]: each for each in node_class.get("status", {}).get("conditions", [])}
+        refused = karpenter_refuses(node_class["spec"].get("userData", ""))
+        validated = generation
+        if self.invalid or refused:
+            validated = before.get("ValidationSucceeded", {}).get("observedGeneration", 0)
+        valid = {**_condition("ValidationSucceeded", "True", "", ""), "observedGeneration": validated}
+        if validated < generation:
+            ready = _condition("Ready", "Unknown", "ReconcilingDependents", refused or "ValidationSucceeded=True")
+        return [valid, {**ready, "observedGeneration": generation}]
+
+    def _pool(self, pool: Object, classes: dict[str, Object]) -> None:
+        """Say of a NodePool what its node class says."""
+        node_class = classes.get(pool["spec"]["template"]["spec"]["nodeClassRef"]["name"], {})
+        conditions = node_class.get("status", {}).get("conditions", [])
+        is_ready = any((each["type"], each["status"]) == ("Ready", "True") for each in conditions)
+        ready = _condition("Ready", "True", "Ready", "")
+        if not is_ready:
+            ready = _condition("Ready", "False", "NodeClassReady", "NodeClass not ready")
+        self._say("nodepools", pool, {**pool.get("status", {}), "conditions": [ready]}, self.version)
+
+    def _say(self, plural: str, about: Object, status: Object, version: str = "v1") -> None:
+        """Write a status, unless it is what the object has, as controllers do."""
+        if about.get("status") != status:
+            self.server.set_status(plural, about["metadata"]["name"], status, version)
+
+    def _drift(self, claim: Object, node_class: Object) -> bool:
+        amis = node_class.get("status", {}).get("amis", [])
+        now = [each["id"] for each in amis if each["requirements"] == claim["spec"]["requirements"]]
+        reason = ""
+        if now and claim["status"]["imageID"] not in now:
+            reason = "AMIDrift"
+        elif claim["metadata"]["annotations"][HASH] != node_class["metadata"]["annotations"][HASH]:
+            reason = "NodeClassDrift"
+        others = [each for each in claim["status"]["conditions"] if each["type"] != "Drifted"]
+        drifted = [_condition("Drifted", "True", reason, "")] if reason else []
+        self._say("nodeclaims", claim, {**claim["status"], "conditions": [*others, *drifted]})
+        return bool(reason)
+
+    def _allowed(self, pool: Object) -> int:
+        budgets = pool["spec"]["disruption"]["budgets"]
+        asked = [b["nodes"] for b in budgets if not b.get("reasons") or "Drifted" in b["reasons"]]
+        return 0 if {"0", "0%"} & set(asked) else 1
+
+    def _replace(self, claim: Object, node_class: Object, pool: str) -> bool:
+        name = claim["metadata"]["name"]
+        if name in self.blocked:
+            self._event(
+                "NodeClaim", name, f'Cannot disrupt NodeClaim: pdb "{self.blocked[name]}" prevents pod evictions'
+            )
+            return False
+        fitting = [a for a in node_class["status"]["amis"] if a["requirements"] == claim["spec"]["requirements"]]
+        if node_class["status"]["conditions"][-1]["status"] != "True":
+            return False
+        if not fitting or not self._launch(pool, node_class, fitting[0]["requirements"]):
+            return False
+        self.replaced.append(name)
+        self.server.delete("nodeclaims", name)
+        return True
+
+    def _event(self, kind: str, name: str, message: str) -> None:
+        key = f"{kind.lower()}.{name}.blocked"
+        try:
+            self.server.get("events", key, namespace="default")
+        except Refused:
+            reference = {"kind": kind, "name": name}
+            parts: dict[str, Any] = {"reason": "DisruptionBlocked", "message": message, "involvedObject": reference}
+            self.server.create("events", key, metadata={"namespace": "default"}, **parts)
+
+    def _launch(self, pool: str, node_class: Object, requirements: list[Object]) -> bool:
+        """Start a node; a claim that cannot be launched stays, once."""
+        claims = self.server.list("nodeclaims")
+        failing = [each for each in claims if not each["status"].get("imageID")]
+        if self.unlaunchable and failing:
+            return False
+        for each in failing:
+            self.server.delete("nodeclaims", each["metadata"]["name"])
+        number = next(self._numbers)
+        name = f"{pool}-{number:03}"
+        launched = _condition("Launched", "True", "Launched", "")
+        if self.unlaunchable:
+            launched = _condition("Launched", "False", "InsufficientCapacityError", self.unlaunchable)
+        status: Object = {"conditions": [launched]}
+        if not self.unlaunchable:
+            image = next(each["id"] for each in node_class["status"]["amis"] if each["requirements"] == requirements)
+            status |= {"imageID": image, "nodeName": f"ip-10-0-0-{number}"}
+        reference = {"group": "karpenter.k8s.aws", "kind": "EC2NodeClass", "name": node_class["metadata"]["name"]}
+        self.server.create(
+            "nodeclaims",
+            name,
+            metadata={
+                "labels": {"karpenter.sh/nodepool": pool},
+                "annotations": {HASH: node_class["metadata"]["annotations"][HASH]},
+            },
+            spec={
+                "nodeClassRef": reference,
+                "requirements": requirements,
+            },
+            status=status,
+        )
+        return not self.unlaunchable
+
+
+def ephemeral_storage(spec: Object) -> str:
+    """Return what Karpenter counts on for pods: the root's size; of Custom without one, the last mapping's.
+
+    Source: ``instancetype/types.go``, and what the real 1.13 answered. Not modelled: local disks.
+    """
+    disks = spec.get("blockDeviceMappings") or []
+    ephemeral = "/dev/xvdb" if family_of(spec) == "Bottlerocket" else "/dev/xvda"
+    roots = [each for each in disks if each.get("rootVolume")]
+    if not roots and family_of(spec) == "Custom":
+        roots = disks[-1:]
+    elif not roots:
+        roots = [each for each in disks if each["deviceName"] == ephemeral]
+    return str((roots or [{}])[0].get("ebs", {}).get("volumeSize") or "20Gi")
+
+
+def _for(architecture: str) -> list[Object]:
+    return [{"key": "kubernetes.io/arch", "operator": "In", "values": [architecture]}]
+
+
+def _condition(kind: str, status: str, reason: str, message: str) -> Object:
+    return {
+        "type": kind, "status": status, "reason": reason or kind, "message": message,
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }  # fmt: skip

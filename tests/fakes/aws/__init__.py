@@ -1,5 +1,0 @@
-"""AWS, for tests."""
-
-from tests.fakes.aws import lean
-
-__all__ = ["lean"]
