@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -69,12 +69,21 @@ KubeContext = Annotated[
         "--context", help="kubectl's context for --from-cluster; its current one if left out.", metavar="NAME"
     ),
 ]
+WHICH = "A record, an artefact, or the start of a name or key. A Bakefile's whole name means its newest artefact"
+"""How a record is named: the beginning of a command's help."""
 Selector = Annotated[
     str,
     typer.Argument(
-        help="A record, an artefact, or the start of a name or key.", metavar="RECORD", autocompletion=choices.records
+        help=f"{WHICH}; so does none.", metavar="RECORD", show_default=False, autocompletion=choices.records
     ),
 ]
+Folder = Annotated[
+    str | None,
+    typer.Argument(
+        help="Where to write; created if missing. One word alone is the folder.", metavar="FOLDER", show_default=False
+    ),
+]
+"""After a ``Selector`` that may be left out: what is alone is the folder (``last_alone``)."""
 # Wherever typer keeps its parser: the error of wrong arguments is the base of the one that it makes public.
 _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
 DEFAULT_FILE = Path("parbake.yaml")
@@ -125,11 +134,16 @@ def opened_events(style: str) -> Iterator[Events]:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a command prints: the JSON document, or the text for people. ``then`` is called once it is printed."""
+    """What a command prints: the JSON document, or the text for people. ``then`` is called once it is printed.
+
+    The document gets a field with the records that the command chose, unless its form is others' (``foreign``), as that
+    of a statement, of SARIF, or of a kubelet's configuration.
+    """
 
     document: Any
     text: Callable[[], str]
     then: Callable[[], object] = lambda: None
+    foreign: bool = False
 
     def print(self) -> None:
         """Print it, whole, also when a signal comes meanwhile."""
@@ -142,6 +156,13 @@ def written(paths: Iterable[Path], *warnings: str, **more: Any) -> Result:
     """Return the result of a command that writes files; ``more`` is for the document, warnings are for people."""
     names = [str(path) for path in paths]
     return Result({"written": names, **more}, lambda: "\n".join([*(f"wrote {name}" for name in names), *warnings]))
+
+
+def last_alone(selector: str, last: str | None, what: str) -> tuple[str, str]:
+    """Return what ``[RECORD] LAST`` means: one word alone is the last. Raises InputError without ``what`` that is."""
+    if not (selector or last):
+        raise InputError(f"missing argument {what}", hint="-h after a command shows its options")
+    return (selector, last) if last is not None else ("", selector)
 
 
 def command(
@@ -172,6 +193,8 @@ def command(
             if takes_events:
                 with opened_events(progress) as events:
                     result = function(events=events, **arguments)
+                if result and events.taken and not result.foreign:
+                    result = replace(result, document={"records": events.taken, **result.document})
             else:
                 result = function(**arguments)
             if result:

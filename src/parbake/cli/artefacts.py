@@ -210,7 +210,7 @@ def _several[T](found: list[T], to_json: Callable[[T], dict[str, object]], to_te
 @command()
 def verify(
     events: Events,
-    selector: Selector,
+    selector: Selector = "",
     file: BakefilePath = DEFAULT_FILE,
     base: Annotated[
         Path | None,
@@ -228,7 +228,7 @@ def verify(
 
     project = Project(file, [selector], events=events)
     artefact, verdict = workflow.verify_again(
-        selector,
+        project.named(selector),
         project.output(),
         events,
         base=base or project.node_image,
@@ -247,19 +247,24 @@ def verify(
 
 @command(name="list")
 def list_(file: BakefilePath = DEFAULT_FILE) -> Result:
-    """List the artefacts, oldest first."""
+    """List the artefacts, oldest first.
+
+    It marks what a Bakefile's name alone means: the newest artefact, and for rollouts the newest verified one.
+    """
     from parbake import records
     from parbake.cli.text import artefacts
 
     found = records.find(Project(file).output())
     return Result(
-        [artefacts.record_json(path, record) for path, record in found], lambda: artefacts.records_text(found)
+        [{**artefacts.record_json(path, record), "meant": artefacts.meant(found, record)} for path, record in found],
+        lambda: artefacts.records_text(found),
     )
 
 
-@command()
+@command(progress="plain")
 def show(
-    selector: Selector,
+    events: Events,
+    selector: Selector = "",
     file: BakefilePath = DEFAULT_FILE,
     wide: Annotated[bool, typer.Option("--wide", help="Name images by their whole digests.")] = False,
 ) -> Result:
@@ -271,9 +276,14 @@ def show(
     from parbake.cli.text import artefacts
     from parbake.records import statements
 
-    folder = Project(file, [selector]).output()
-    artefact, record = records.locate_record(selector, folder, hint="`parbake verify` can still verify it")
-    return Result(statements.to_statement(record), lambda: artefacts.record_text(artefact, record, wide=wide))
+    project = Project(file, [selector])
+    hint = "`parbake verify` can still verify it"
+    artefact, record = records.locate_record(project.named(selector), project.output(), events, hint=hint)
+    return Result(
+        statements.to_statement(record),
+        lambda: artefacts.record_text(artefact, record, wide=wide),
+        foreign=True,
+    )
 
 
 @command()

@@ -11,11 +11,14 @@ import typer
 from parbake.cli import choices
 from parbake.cli.app import (
     DEFAULT_FILE,
+    WHICH,
     BakefilePath,
+    Folder,
     RehearseIn,
     Result,
     Selector,
     command,
+    last_alone,
     written,
 )
 from parbake.cli.project import Project
@@ -35,11 +38,12 @@ def trace(
     selector: Annotated[
         str,
         typer.Argument(
-            help="A record or artefact to rehearse; or a block device or mount point of a running node.",
+            help=f"{WHICH}; so does none. Or a block device or mount point of a running node.",
             metavar="RECORD|DEVICE|MOUNTPOINT",
             autocompletion=choices.records,
+            show_default=False,
         ),
-    ],
+    ] = "",
     file: BakefilePath = DEFAULT_FILE,
     recorded: Annotated[
         Path | None,
@@ -70,7 +74,7 @@ def trace(
     path = Path(selector)
     if rehearse_in and recorded:
         raise InputError("--rehearse-in asks for a rehearsal, and --trace for none", hint="leave one of them out")
-    if path.is_block_device() or path.is_mount():
+    if selector and (path.is_block_device() or path.is_mount()):
         if recorded:
             raise InputError("--trace adds a trace to a record, not to a device", hint="name the record")
         if rehearse_in:
@@ -81,7 +85,7 @@ def trace(
     else:
         project = Project(file, [selector], events=events)
         hint = "only artefacts of parbake can be rehearsed"
-        artefact, record = records.locate_record(selector, project.output(), hint=hint)
+        artefact, record = records.locate_record(project.named(selector), project.output(), events, hint=hint)
         signs = project.signer()
         with records.in_use(artefact.parent, record.artefact):
             record = genuine.need(artefact, project.trust)
@@ -101,8 +105,8 @@ def trace(
 @command()
 def hydrate(
     events: Events,
-    selector: Selector,
-    folder: Annotated[Path, typer.Argument(help="Where to write; created if missing.", metavar="FOLDER")],
+    selector: Selector = "",
+    folder: Folder = None,
     file: BakefilePath = DEFAULT_FILE,
 ) -> Result:
     """Write the files with which a node loads hot blocks and files early.
@@ -118,13 +122,14 @@ def hydrate(
     from parbake.records import genuine
     from parbake.workflows import trace as workflow
 
+    selector, to = last_alone(selector, folder, "FOLDER")
     project = Project(file, [selector], events=events)
-    artefact, record = records.locate(selector, project.output())
+    artefact, record = records.locate(project.named(selector), project.output(), events)
     if record:
         record = genuine.need(artefact, project.trust)
     found = workflow.trace_of(artefact, record)
-    paths = export(folder, hydrate_list(found), prefetch_list(found))
-    size = (folder / "user-data.sh").stat().st_size
+    paths = export(Path(to), hydrate_list(found), prefetch_list(found))
+    size = (Path(to) / "user-data.sh").stat().st_size
     too_large = f"warning: user-data.sh has {size} bytes, and EC2 takes {limits.USER_DATA_LIMIT}: use another"
     return written(paths, *[too_large] * (size > limits.USER_DATA_LIMIT), user_data_bytes=size)
 
@@ -145,16 +150,18 @@ _PROFILE = choices.Choice("--profile", "profile", _profiles)
 _DRIVE = choices.Choice("--drive", "volume", _drives)
 
 
-@command()
+@command(progress="plain")
 def advise(
+    events: Events,
     selector: Annotated[
-        str | None,
+        str,
         typer.Argument(
-            help="A record; without one, --size or --pull-seconds.",
-            metavar="[RECORD]",
+            help=f"{WHICH}; so does none, without --size and --pull-seconds.",
+            metavar="RECORD",
             autocompletion=choices.records,
+            show_default=False,
         ),
-    ] = None,
+    ] = "",
     launches: Annotated[float, typer.Option(min=0.001, help="Nodes started per day.", metavar="COUNT")] = 100.0,
     zones: Annotated[int, typer.Option(min=1, help="Availability zones they start in.", metavar="COUNT")] = 3,
     boot: Annotated[
@@ -231,7 +238,9 @@ def advise(
     _DRIVE.need(drive)
     listed = _priced(prices, node_hour)
     pulls = costs.own_pull(pull_rate) if pull_rate else costs.known_pulls()
-    if selector is None:
+    project = Project(file, [selector])
+    asked = size is not None or pull_seconds is not None
+    if not selector and (asked or project.bakefile is None):
         seconds = {each.name: each.seconds((size or 0) * costs.MB) for each in pulls} if size else {}
         seconds = {**seconds, **({"pull": pull_seconds} if pull_seconds is not None else {})}
         if "pull" not in seconds:
@@ -242,7 +251,7 @@ def advise(
         estimated = costs.estimate(launches, seconds, start_seconds, headroom, bakes * bake_minutes / 60, listed)
         return _advised(estimated, None, listed, pulls)
     hint = "only artefacts of parbake can be assessed"
-    _, record = records.locate_record(selector, Project(file, [selector]).output(), hint=hint)
+    _, record = records.locate_record(project.named(selector), project.output(), events, hint=hint)
     situation = workflow.situation(
         record,
         launches=launches,
@@ -284,12 +293,13 @@ def _priced(file: Path | None, node_hour: float | None) -> Prices:
     return listed
 
 
-@command()
+@command(progress="plain")
 def report(
-    selector: Selector,
+    events: Events,
+    selector: Selector = "",
     against: Annotated[
         str | None,
-        typer.Argument(help="A second record, to compare with.", metavar="[RECORD]", autocompletion=choices.records),
+        typer.Argument(help="A second record, to compare with.", metavar="RECORD", autocompletion=choices.records),
     ] = None,
     to: Annotated[Path, typer.Option("--output", help="Where to write the page.", metavar="FILE")] = Path(
         "report.html"
@@ -306,7 +316,10 @@ def report(
     from parbake.core.workspace import room_for
     from parbake.workflows import trace as workflow
 
-    subjects = [Subject(*workflow.known(each, Project(file, [each]).output())) for each in (selector, against) if each]
+    projects = {each: Project(file, [each]) for each in (selector, against) if each is not None}
+    subjects = [
+        Subject(*workflow.known(project.named(each), project.output(), events)) for each, project in projects.items()
+    ]
     with room_for(to):
         atomic.replace(to, page(*subjects), mode=0o644)
     return written([to])

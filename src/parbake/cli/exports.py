@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from parbake.cli import choices
-from parbake.cli.app import DEFAULT_FILE, BakefilePath, Result, Selector, command, written
+from parbake.cli.app import DEFAULT_FILE, WHICH, BakefilePath, Folder, Result, Selector, command, last_alone, written
 from parbake.cli.commands import application
 from parbake.cli.project import Project
 from parbake.core.events import Events
@@ -16,7 +16,6 @@ from parbake.core.events import Events
 if TYPE_CHECKING:
     from parbake.workflows.export import kubelet
 
-Folder = Annotated[Path, typer.Argument(help="Where to write; created if missing.", metavar="FOLDER")]
 Force = Annotated[bool, typer.Option("--force", help="Replace files, and export even if unverified.")]
 
 exporting = application("export", help="Write files for other tools.", no_args_is_help=True)
@@ -28,7 +27,7 @@ _PROGRAMS = choices.Choice("--for", "program", lambda: ("kubelet", "nodeadm"))
 @command(exporting, progress="plain")
 def packer(
     events: Events,
-    folder: Folder,
+    folder: Annotated[Path, typer.Argument(help="Where to write; created if missing.", metavar="FOLDER")],
     file: BakefilePath = DEFAULT_FILE,
     pin: Annotated[
         bool, typer.Option("--pin", help="Ask the registries, and bake the digests that the tags have now.")
@@ -45,12 +44,13 @@ def packer(
     return written(workflow.to_packer(file, folder, events, pin=pin, force=force))
 
 
-@command(exporting, name="kubelet-config")
+@command(exporting, name="kubelet-config", progress="plain")
 def kubelet_config(
+    events: Events,
     selector: Annotated[
         str,
         typer.Argument(
-            help="A record; without one, what the Bakefile says.",
+            help=f"{WHICH}; none means the Bakefile.",
             metavar="RECORD",
             show_default=False,
             autocompletion=choices.records,
@@ -77,9 +77,9 @@ def kubelet_config(
 
     _PROGRAMS.need(form)
     project = Project(file, [selector] if selector else [])
-    named = workflow.references(file, project.output(), selector, project.trust if selector else ())
+    named = workflow.references(file, project.output(), selector, project.trust if selector else (), events)
     found = kubelet.document(named, cast("kubelet.Form", form))
-    return Result(found, lambda: kubelet.text(found))
+    return Result(found, lambda: kubelet.text(found), foreign=True)
 
 
 _CLOUDS = {
@@ -102,13 +102,19 @@ _CLOUDS = {
 def _add(cloud: str) -> None:
     @command(exporting, name=cloud, help=_CLOUDS[cloud])
     def export(
-        events: Events, selector: Selector, folder: Folder, file: BakefilePath = DEFAULT_FILE, force: Force = False
+        events: Events,
+        selector: Selector = "",
+        folder: Folder = None,
+        file: BakefilePath = DEFAULT_FILE,
+        force: Force = False,
     ) -> Result:
         from parbake.workflows import export as workflow
 
         to_cloud = {"gcp": workflow.to_gcp, "gke": workflow.to_gke, "azure": workflow.to_azure}[cloud]
+        selector, to = last_alone(selector, folder, "FOLDER")
         project = Project(file, [selector], events=events)
-        return written(to_cloud(selector, project.output(), folder, events, force=force, trust=project.trust))
+        named, output = project.named(selector), project.output()
+        return written(to_cloud(named, output, Path(to), events, force=force, trust=project.trust))
 
 
 for _cloud in _CLOUDS:

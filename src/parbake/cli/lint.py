@@ -13,14 +13,16 @@ from parbake.cli import choices
 from parbake.cli.app import DEFAULT_FILE, BakefilePath, KubeContext, Result, command, out
 from parbake.cli.project import Project, needed
 from parbake.core.errors import InputError, VerificationFailed
+from parbake.core.events import Events
 
 _LEVELS = ("error", "warning", "note")
 _FORMATS = choices.Choice("--format", "style", lambda: ("text", "json", "sarif"))
 _FAIL_ON = choices.Choice("--fail-on", "level", lambda: _LEVELS)
 
 
-@command()
+@command(progress="plain")
 def lint(
+    events: Events,
     paths: Annotated[
         list[str] | None, typer.Argument(help="Manifests: files or folders; - for standard input.", metavar="PATH")
     ] = None,
@@ -76,7 +78,7 @@ def lint(
         documents += workflow.gather(context)
     there = file if file.exists() or file != DEFAULT_FILE else None
     with needed("`lint` compares with it (or with the records that --bake names)"):
-        bakes = workflow.bakes_of(there, Project(file, bake or ()).output(), bake or ())
+        bakes = workflow.bakes_of(there, Project(file, bake or ()).output(), bake or (), events)
     found = workflow.examine(documents, bakes)
     shown = (
         workflow.sarif(found, version=__version__, folder=Path.cwd())
@@ -90,4 +92,4 @@ def lint(
             counted = f"{len(bad)} {'finding stands' if len(bad) == 1 else 'findings stand'} in the way of the bake"
             raise VerificationFailed(counted, hint="each one says what to change; docs/how-to/lint.md says why")
 
-    return Result(shown, lambda: artefacts.findings_text(found), then=judge)
+    return Result(shown, lambda: artefacts.findings_text(found), then=judge, foreign=style == "sarif")

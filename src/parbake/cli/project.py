@@ -94,6 +94,17 @@ class Project:
             self._events.warn(f"{mistakes}; " + ("only its `trust`, `sign` and `verify` count" if found else "ignored"))
             return found
 
+    def named(self, selector: str) -> str:
+        """Return what selects a record: without any it is the Bakefile's name, which means its newest artefact."""
+        if selector:
+            return selector
+        if self.bakefile is None:
+            raise InputError(
+                "no record is named, and there is no Bakefile whose newest one it could be",
+                hint="name a record (`parbake list` shows them), or a Bakefile with -f",
+            )
+        return self.bakefile.name
+
     def need_bakefile(self) -> Bakefile:
         """Return the Bakefile; raises BakefileError with all that is wrong in it, InputError when there is none."""
         from parbake.bakefile import load

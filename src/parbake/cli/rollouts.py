@@ -40,13 +40,15 @@ Interval = Annotated[float, typer.Option(min=0.05, help="How long to wait betwee
 def rollout(
     events: Events,
     selectors: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
-            help="A record, an artefact, or the start of a name or key; a machine image, a volume, or one of each.",
+            help="A record, an artefact, or the start of a name or key: a machine image, a volume, or one of each. A "
+            "Bakefile's whole name means its newest artefact that passed verification; so does none.",
             metavar="RECORD...",
             autocompletion=choices.records,
+            show_default=False,
         ),
-    ],
+    ] = None,
     to: To = None,
     dry_run: DryRun = False,
     force: Annotated[
@@ -87,7 +89,7 @@ def rollout(
         supersedes=tuple(superseding or ()),
     )  # fmt: skip
     with needed("`rollout` takes the targets from it"):
-        return _results(workflow.rollout(file, selectors, events, options), dry_run=dry_run)
+        return _results(workflow.rollout(file, selectors or (), events, options), dry_run=dry_run)
 
 
 @command()

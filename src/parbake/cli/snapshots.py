@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from parbake.cli.app import DEFAULT_FILE, BakefilePath, Result, Selector, command
+from parbake.cli.app import DEFAULT_FILE, BakefilePath, Result, Selector, command, last_alone
 from parbake.cli.project import CopyRoles, Store, needed, overrides
 from parbake.core.events import Events
 
@@ -44,8 +44,13 @@ def fetch(
 @command()
 def copy(
     events: Events,
-    selector: Selector,
-    region: Annotated[str, typer.Argument(help="The region to copy to.", metavar="REGION")],
+    selector: Selector = "",
+    region: Annotated[
+        str | None,
+        typer.Argument(
+            help="The region to copy to. One word alone is the region.", metavar="REGION", show_default=False
+        ),
+    ] = None,
     role: Annotated[
         str,
         typer.Option(
@@ -72,7 +77,8 @@ def copy(
     """
     from parbake.workflows import copies as workflow
 
-    where = workflow.Where(region, role, tuple(share_with or ()))
+    selector, to = last_alone(selector, region, "REGION")
+    where = workflow.Where(to, role, tuple(share_with or ()))
     with needed("`copy` takes the account, its role and the encryption of the copy from it"):
         done = workflow.copy(file, selector, where, events, overrides("", store, copy_role))
     there = done.there

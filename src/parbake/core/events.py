@@ -86,6 +86,8 @@ class Events:
         self._numbers = count(1)
         self.timings: dict[str, float] = {}
         """Seconds that each finished stage took, by its name."""
+        self.taken: list[str] = []
+        """The names of the artefacts that were chosen for a name, a key or nothing, in that order."""
 
     def emit(self, event: Event) -> None:
         """Hand one event to every sink."""
@@ -110,6 +112,11 @@ class Events:
     def task(self, text: str, total: int = 0, *, unit: str = "bytes") -> Task:
         """Return a task to be entered with ``with``."""
         return Task(self.emit, next(self._numbers), text, total, unit)
+
+    def take(self, artefact: str, text: str) -> None:
+        """Say which artefact is worked on, where a user's words could have meant several."""
+        self.taken.append(artefact)
+        self.note(text)
 
     def note(self, text: str) -> None:
         """Say something that a reader may want to know."""

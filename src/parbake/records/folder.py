@@ -21,6 +21,7 @@ from parbake.core import atomic
 from parbake.core.access import PRIVATE
 from parbake.core.blocks import BlockList
 from parbake.core.errors import DeadlineExceeded, EnvironmentProblem, InputError
+from parbake.core.events import Events
 from parbake.core.files import read_file
 from parbake.core.interrupts import guarded
 from parbake.core.model import FILE_NAME
@@ -310,13 +311,37 @@ def find(folder: Path) -> tuple[tuple[Path, Record], ...]:
     return tuple(sorted(found, key=lambda item: (item[1].finished_at, item[1].artefact)))
 
 
-def locate(selector: str, folder: Path, *, verified: bool = False) -> tuple[Path, Record | None]:
+def locate(
+    selector: str, folder: Path, events: Events | None = None, *, verified: bool = False
+) -> tuple[Path, Record | None]:
     """Find an artefact by record path, artefact path, or the start of a name or key in ``folder``.
 
-    A Bakefile's whole name means the newest artefact of it; with ``verified`` the newest that is, if any is. Returns
-    the artefact's path and its record (None for a file that has none). Raises InputError when nothing or more than one
-    thing fits.
+    A Bakefile's whole name means the ``newest`` artefact of it. Returns the artefact's path and its record (None for a
+    file that has none); ``events`` are told which it is. Raises InputError when nothing or more than one thing fits.
     """
+    artefact, record = _located(selector, folder, verified=verified)
+    if record and events:
+        tell(record, events)
+    return artefact, record
+
+
+def tell(record: Record, events: Events) -> None:
+    """Say which record a command goes on with."""
+    proven = "not verified" if record.verdict is None else "verified" if record.verified else "FAILED verification"
+    events.take(record.artefact, f"takes {record.artefact}, baked {record.finished_at}, {proven}")
+
+
+def newest(found: Iterable[tuple[Path, Record]], name: str, *, verified: bool = False) -> tuple[Path, Record] | None:
+    """Return the artefact that a Bakefile's name means among those found, oldest first; None: it has none.
+
+    With ``verified``, as for rollouts, it is the newest one that is, if any is. Pure.
+    """
+    of_name = [item for item in found if item[1].plan.name == name]
+    good = [item for item in of_name if item[1].verified] if verified else []
+    return next(reversed(good or of_name), None)
+
+
+def _located(selector: str, folder: Path, *, verified: bool) -> tuple[Path, Record | None]:
     path = Path(selector)
     if path.is_file():
         for suffix in (BLOCKS_SUFFIX, ENVELOPE_SUFFIX, DETACHED_SUFFIX):
@@ -325,28 +350,29 @@ def locate(selector: str, folder: Path, *, verified: bool = False) -> tuple[Path
             return path.parent / read(path).artefact, read(path)
         beside = path.with_name(path.name + SUFFIX)
         return path, read(beside) if beside.exists() else None
-    fitting = [
-        (place, record)
-        for place, record in find(folder)
-        if record.artefact.startswith(selector) or record.key.startswith(selector)
-    ]
-    if of_name := [item for item in fitting if item[1].plan.name == selector]:
-        good = [item for item in of_name if item[1].verified] if verified else []
-        fitting = (good or of_name)[-1:]  # oldest first
+    found = find(folder)
+    fitting = [item for item in found if item[1].artefact.startswith(selector) or item[1].key.startswith(selector)]
+    if meant := newest(found, selector, verified=verified):
+        fitting = [meant]
     if not fitting:
         raise InputError(f"{selector!r}: no such record or file", hint=f"`parbake list` shows the records in {folder}")
     if len(fitting) > 1:
-        newest = max(fitting, key=lambda item: item[1].finished_at)[1].artefact
-        raise InputError(f"{selector!r} matches {len(fitting)} records", hint=f"write more of it, such as {newest}")
+        last = fitting[-1][1].artefact
+        raise InputError(f"{selector!r} matches {len(fitting)} records", hint=f"write more of it, such as {last}")
     place, record = fitting[0]
     return place.parent / record.artefact, record
 
 
 def locate_record(
-    selector: str, folder: Path, *, verified: bool = False, hint: str = "`parbake list` shows all records"
+    selector: str,
+    folder: Path,
+    events: Events | None = None,
+    *,
+    verified: bool = False,
+    hint: str = "`parbake list` shows all records",
 ) -> tuple[Path, Record]:
     """Find an artefact that must have a record, see ``locate``; raises InputError for a file without one."""
-    artefact, record = locate(selector, folder, verified=verified)
+    artefact, record = locate(selector, folder, events, verified=verified)
     if record is None:
         raise InputError(f"{artefact} has no record beside it", hint=hint)
     return artefact, record

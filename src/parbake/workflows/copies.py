@@ -63,7 +63,7 @@ def copy(
         shared = session_store(bakefile, events)
         if shared:
             shared.refresh()
-        record = _record(bakefile, selector)
+        record = _record(bakefile, selector, events)
         _need_sense(bakefile, record, where)
         if _is_there(record, where):
             return Copied(record.artefact, where.region, record.published[where.region], changed=False)
@@ -72,7 +72,7 @@ def copy(
         with _claim(shared, record, where.region, events) as claim:
             if shared:
                 shared.refresh()  # another machine may have done it meanwhile
-                record = _record(bakefile, record.artefact)
+                record = _record(bakefile, record.artefact, Events())
             there = _made(bakefile, record, where, claim, events)
 
             def saying(found: Record) -> Record:
@@ -92,10 +92,9 @@ def copy(
     return Copied(record.artefact, where.region, there, changed=True)
 
 
-def _record(bakefile: Bakefile, selector: str) -> Record:
-    artefact, found = records.locate(selector, bakefile.output)
-    if found is None:
-        raise InputError(f"{artefact} has no record beside it", hint="name what parbake has baked")
+def _record(bakefile: Bakefile, selector: str, events: Events) -> Record:
+    hint = "name what parbake has baked"
+    artefact, _ = records.locate_record(selector or bakefile.name, bakefile.output, events, hint=hint)
     record = genuine.need(artefact, bakefile.trust)
     if not record.published:
         raise InputError(

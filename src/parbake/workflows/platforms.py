@@ -29,19 +29,18 @@ def one_platform(bakefile_path: Path, overrides: Mapping[str, str], what: str) -
 
 
 def together(bakefile: Bakefile, output: Path) -> tuple[tuple[Path, Record], ...]:
-    """Return the newest artefact of a Bakefile for each of its platforms, all of the same images.
+    """Return the newest artefact of a Bakefile for each of its platforms, all of the same images: the verified ones.
 
-    Raises InputError where one is missing, or has other images than the first.
+    Where none of a platform is verified, it is the newest. Raises InputError where one is missing, or has other images
+    than the first.
     """
-    newest = {
-        record.plan.platform: (place.parent / record.artefact, record)
-        for place, record in records.find(output)  # oldest first: the last one stays
-        if record.plan.name == bakefile.name
-    }
+    there = records.find(output)
+    found = []
     for platform in bakefile.platforms:
-        if platform not in newest:
+        of_platform = [item for item in there if item[1].plan.platform == platform]
+        if (meant := records.newest(of_platform, bakefile.name, verified=True)) is None:
             raise InputError(f"there is no record of {bakefile.name} for {platform}", hint="`parbake bake` makes it")
-    found = tuple(newest[platform] for platform in bakefile.platforms)
+        found.append((meant[0].parent / meant[1].artefact, meant[1]))
     held = [{image.reference: image.target.digest for image in record.plan.images} for _, record in found]
     for (_, record), images in zip(found, held, strict=True):
         if images != held[0]:
@@ -49,4 +48,4 @@ def together(bakefile: Bakefile, output: Path) -> tuple[tuple[Path, Record], ...
                 f"{record.artefact} has other images than {found[0][1].artefact}",
                 hint="`parbake bake` brings all platforms up to date; or name the records one by one",
             )
-    return found
+    return tuple(found)

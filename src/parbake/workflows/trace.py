@@ -235,8 +235,8 @@ def situation(
     return Situation.model_validate(said | more)
 
 
-def known(selector: str, folder: Path) -> tuple[Record, Trace | None]:
+def known(selector: str, folder: Path, events: Events) -> tuple[Record, Trace | None]:
     """Return the record that a user names, and its trace where there is one; raises InputError without a record."""
-    artefact, record = records.locate_record(selector, folder)
+    artefact, record = records.locate_record(selector, folder, events)
     path = artefact.with_name(record.trace_name)
     return record, load(path) if path.exists() else None

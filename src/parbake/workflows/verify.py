@@ -109,7 +109,7 @@ def verify_again(
     contradicts itself, or when none of the keys in ``trust`` has signed it. A good verdict is ``shared``, too. Images
     start as the ``bakefile`` says (``startup.started_as``), and the record says so then.
     """
-    artefact, record = records.locate(selector, output)
+    artefact, record = records.locate(selector, output, events)
     if record or trust:
         record = genuine.need(artefact, trust)
         plan = started_as(record.plan, bakefile, events, signed=bool(trust))

@@ -157,7 +157,7 @@ def test_the_version(say: Say) -> None:
     [
         (["bakee"], "No such command"),
         (["bake", "--fast"], "No such option"),
-        (["show"], "Missing argument"),
+        (["fetch"], "Missing argument"),
         (["prune", "--keep", "-1"], "--keep"),
         (["prune", "--keep", "many"], "--keep"),
         (["bake", "-f"], "requires an argument"),

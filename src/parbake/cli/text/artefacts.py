@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from parbake import records
 from parbake.cli.text.tables import table, wrapped
 from parbake.core.model import Image, Plan, Published, TraceSummary, Verdict
 from parbake.core.plan import measure
@@ -216,11 +217,28 @@ def records_text(found: Sequence[tuple[Path, Record]]) -> str:
     """Return the list of records for people."""
     if not found:
         return "no artefacts yet: `parbake bake` makes one"
-    rows = (
-        (record.artefact, human_bytes(record.allocated), len(record.plan.images), record.finished_at, _proof(record))
+    rows = [
+        (
+            record.artefact,
+            human_bytes(record.allocated),
+            len(record.plan.images),
+            record.finished_at,
+            " ".join(filter(None, (_proof(record), "".join(_MARKS[each] for each in meant(found, record))))),
+        )
         for _, record in found
-    )
-    return table(rows, header=("artefact", "on disk", "images", "baked", "verified"))
+    ]
+    note = f"{_MARKS['newest']} what its name means; {_MARKS['rollout']} what `rollout` takes for it"
+    return f"{table(rows, header=('artefact', 'on disk', 'images', 'baked', 'verified'))}\n{note}"
+
+
+_MARKS = {"newest": "*", "rollout": ">"}
+
+
+def meant(found: Sequence[tuple[Path, Record]], record: Record) -> list[str]:
+    """Return as what the name of its Bakefile alone means this of the records found: `newest`, `rollout`, or both."""
+    name = record.plan.name
+    ways = {"newest": records.newest(found, name), "rollout": records.newest(found, name, verified=True)}
+    return [way for way, item in ways.items() if item and item[1].artefact == record.artefact]
 
 
 def _proof(record: Record) -> str:

@@ -57,14 +57,17 @@ def to_packer(
     return write(folder, made.files, force=force)
 
 
-def references(bakefile_path: Path, output: Path, selector: str, trust: Sequence[Path]) -> tuple[str, ...]:
+def references(
+    bakefile_path: Path, output: Path, selector: str, trust: Sequence[Path], events: Events
+) -> tuple[str, ...]:
     """Return the images of a record, or without a selector those that the Bakefile names.
 
     Raises VerificationFailed for a record that none of the keys in ``trust`` has signed, or that contradicts itself.
     """
     if not selector:
         return tuple(str(entry.parsed) for entry in load(bakefile_path).images)
-    artefact, _ = records.locate_record(selector, output, hint="name a record, or leave it out for the Bakefile")
+    hint = "name a record, or leave it out for the Bakefile"
+    artefact, _ = records.locate_record(selector, output, events, hint=hint)
     record = genuine.need(artefact, trust)
     return tuple(image.reference for image in record.plan.images)
 
@@ -251,7 +254,7 @@ def _export(
 
 
 def _proven(selector: str, output: Path, events: Events, *, force: bool, trust: Sequence[Path]) -> tuple[Path, Record]:
-    artefact, _ = records.locate_record(selector, output, hint="export what parbake has baked")
+    artefact, _ = records.locate_record(selector, output, events, hint="export what parbake has baked")
     record = genuine.need(artefact, trust)
     if not artefact.is_file():
         where = "lies in a cloud" if record.published else "is no longer on this machine"

@@ -9,6 +9,7 @@ from pathlib import Path
 from parbake import records
 from parbake.bakefile import load
 from parbake.core.errors import CommandFailed, InputError
+from parbake.core.events import Events
 from parbake.images.owners import Owners
 from parbake.images.workloads import Documents, from_cluster, pod_specs, things_in
 from parbake.workflows.lint import nodes, pods
@@ -59,26 +60,29 @@ def examine(documents: Iterable[tuple[str, str]], bakes: Sequence[Bake]) -> tupl
     return tuple(sorted(distinct, key=lambda each: (_ORDER[each.level], each.source, each.line, each.rule.id)))
 
 
-def bakes_of(bakefile_path: Path | None, output: Path, named: Sequence[str] = ()) -> tuple[Bake, ...]:
+def bakes_of(
+    bakefile_path: Path | None, output: Path, named: Sequence[str] = (), events: Events | None = None
+) -> tuple[Bake, ...]:
     """Return what to compare with: the named records, else the Bakefile with its newest record, else the newest ones.
 
     Raises InputError when there is nothing, BakefileError when the Bakefile is wrong.
     """
     if named:
         hint = "name a record, or leave out --bake"
-        return together(None, [records.locate_record(each, output, hint=hint)[1] for each in named])
+        return together(None, [records.locate_record(each, output, events, hint=hint)[1] for each in named])
     wanted = load(bakefile_path) if bakefile_path else None
     # Oldest first: the last one stays.
     newest = {(record.plan.name, record.plan.platform): record for _, record in records.find(output)}
     if wanted:
-        return tuple(
-            bake
-            for platform in wanted.platforms or (wanted.platform,)
-            for bake in together(
-                of_bakefile(wanted.model_copy(update={"platform": platform})),
-                [newest[wanted.name, platform]] if (wanted.name, platform) in newest else [],
-            )
-        )
+        found: list[Bake] = []
+        for platform in wanted.platforms or (wanted.platform,):
+            record = newest.get((wanted.name, platform))
+            said = of_bakefile(wanted.model_copy(update={"platform": platform}))
+            bakes = together(said, [record] if record else [])
+            if record and bakes[-1].record:
+                records.tell(record, events or Events())
+            found += bakes
+        return tuple(found)
     if not newest:
         raise InputError(
             "there is nothing to compare with: no Bakefile, and no record",

@@ -106,8 +106,9 @@ def rollout(
 ) -> tuple[TargetResult, ...]:
     """Hand out the artefacts of records (a machine image, a volume, or one of each) to the Bakefile's targets.
 
-    Raises VerificationFailed for a record that is not verified or not to be believed (``genuine``), RolloutError for
-    what a target refuses, Stalled when nodes do not follow in time.
+    Without any, it is the newest verified artefact of the Bakefile. Raises VerificationFailed for a record that is not
+    verified or not to be believed (``genuine``), RolloutError for what a target refuses, Stalled when nodes do not
+    follow in time.
     """
     with opened(bakefile_path, options.overrides) as bakefile:
         return _rollout(bakefile, selectors, events, options)
@@ -117,11 +118,9 @@ def _rollout(
     bakefile: Bakefile, selectors: Sequence[str], events: Events, options: RolloutOptions
 ) -> tuple[TargetResult, ...]:
     refreshed_output(bakefile, events)
+    selectors = selectors or (bakefile.name,)
     _bring(selectors, bakefile, events)
-    located = [found for selector in selectors for found in _records(selector, bakefile)]
-    for _, record in located:
-        if record.plan.name in selectors:
-            events.note(f"{record.plan.name}: rolling out {record.artefact}, of {record.finished_at}")
+    located = [found for selector in selectors for found in _records(selector, bakefile, events)]
     found = [record for _, record in located]
     _need_verified(found, events, force=options.force)
     targets = choose(bakefile, options.to)
@@ -352,17 +351,17 @@ def _one_region(found: Sequence[Record]) -> str:
     )
 
 
-def _records(selector: str, bakefile: Bakefile) -> list[tuple[Path, Record]]:
+def _records(selector: str, bakefile: Bakefile, events: Events) -> list[tuple[Path, Record]]:
     """Find the record that is named; of a Bakefile for several platforms, its name means the newest for each."""
     if len(bakefile.platforms) > 1 and selector == bakefile.name:
-        return [_record(record.key, bakefile) for _, record in together(bakefile, bakefile.output)]
-    return [_record(selector, bakefile)]
+        return [_record(record.key, bakefile, events) for _, record in together(bakefile, bakefile.output)]
+    return [_record(selector, bakefile, events)]
 
 
-def _record(selector: str, bakefile: Bakefile) -> tuple[Path, Record]:
+def _record(selector: str, bakefile: Bakefile, events: Events) -> tuple[Path, Record]:
     """Find a record that can be trusted; ``--force`` does not override that."""
     hint = "roll out what parbake has baked"
-    artefact, _ = records.locate_record(selector, bakefile.output, verified=True, hint=hint)
+    artefact, _ = records.locate_record(selector, bakefile.output, events, verified=True, hint=hint)
     record = genuine.need(artefact, bakefile.trust)
     if problem := genuine.listed(artefact, record):
         raise VerificationFailed(f"the record of {artefact.name} cannot be trusted: {problem}", hint=_AGAIN)
