@@ -31,7 +31,7 @@ from parbake.core.model import MIB
 from parbake.core.run import need_root
 from parbake.core.workspace import cache_folder, lock, remove_leftovers, work_folder
 from parbake.machine import disk
-from parbake.workflows.demo import free_port, serve_registry
+from parbake.workflows.demo.registry import free_port, serve_registry
 
 IMAGES = ("small", "many", "many-large", "potato", "potato-zstd")
 CORES = "cores"

@@ -38,7 +38,7 @@ from parbake.core.run import Deadline, Process, need_root, run, sleep
 from parbake.core.workspace import cache_folder, lock, remove_leftovers, remove_tree, work_folder
 from parbake.machine import disk
 from parbake.workflows import bake as workflow
-from parbake.workflows.demo import free_port, serve_registry
+from parbake.workflows.demo.registry import free_port, serve_registry
 from parbake.workflows.plan import BakeOptions
 from parbake.workflows.trace import trace_of
 

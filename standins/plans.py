@@ -8,7 +8,7 @@ from typing import Any
 
 from parbake.core.model import MIB, Artefact, Base, Descriptor, Image, ImageVerdict, Layer, Plan, Platform, Verdict
 from parbake.records import Record
-from parbake.workflows.demo import Outcome
+from parbake.workflows.demo.outcome import Outcome, Starts
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"
@@ -75,12 +75,21 @@ def record(word: str = "a", *, name: str = "node", passed: bool | None = None, a
 
 
 def outcome() -> Outcome:
-    """Return what a demo ends with: its image started in two seconds, and in nine from a pull."""
+    """Return what a demo ends with: its image started in one or two seconds, and in four or nine from a pull."""
     app = image("127.0.0.1:5055/demo/forecast:1")
+    volume = plan(name="demo-volume", images=(app,))
     made = plan(name="demo", artefact=Artefact(kind="machine-image", format="qcow2"), images=(app,))
     start = ImageVerdict(reference=app.reference, digest=app.target.digest, start_seconds=2.0)
     verdict = Verdict(passed=True, accelerator="tcg", boot_seconds=30.0, images=(start,))
     changes = {"artefact": made.artefact_name, "key": made.key, "plan": made, "verdict": verdict, "seconds": 5.0}
+    of_volume = {"artefact": volume.artefact_name, "key": volume.key, "plan": volume, "seconds": 2.5}
     return Outcome(
-        record=record().model_copy(update=changes), folder=Path("demo/artefacts"), changed=True, start_pulled=9.0
+        volume=record().model_copy(update=of_volume),
+        record=record().model_copy(update=changes),
+        folder=Path("demo/artefacts"),
+        changed=True,
+        here=Starts(baked=1.0, pull=3.0, start=1.0),
+        machine=Starts(baked=2.0, pull=6.5, start=2.5),
+        first_result=40.0,
+        seconds=150.0,
     )

@@ -427,14 +427,15 @@ def demo(
 ) -> Result:
     """Run the main job end to end on a sample application.
 
-    Build it, push it to a registry on the loopback, bake, boot the result without a network, start the application
-    there, and compare with a pull. Needs root; the first run takes some minutes.
+    Build it, push it to a registry on the loopback, bake it into a volume, and start it on this machine from that, and
+    from a pull: that is the first result. Then bake it into a machine image, boot that without a network, start the
+    application there, and compare with a pull. Needs root; the first run takes some minutes in emulation.
     """
-    from parbake.cli.text import artefacts, tables
+    from parbake.cli.text import artefacts
     from parbake.workflows import demo as workflow
 
     outcome = workflow.run_demo(folder.absolute(), events=events)
-    return Result(artefacts.outcome_json(outcome), lambda: tables.table(outcome.rows()))
+    return Result(artefacts.outcome_json(outcome), lambda: artefacts.outcome_text(outcome))
 
 
 @command()

@@ -12,7 +12,7 @@ import socket
 import struct
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Self
 
 from parbake.core.errors import EnvironmentProblem
@@ -28,11 +28,12 @@ _BACKLOG = 128
 
 
 @contextmanager
-def no_network() -> Iterator[int]:
+def no_network(*lent: int) -> Iterator[int]:
     """Run the body of this thread, and what it starts, in a network namespace that has a loopback and nothing else.
 
-    Ports are free there, and no registry can be reached. Yields the namespace as an open file, for as long as the body
-    runs. Raises EnvironmentProblem where none can be made.
+    Ports are free there, and no registry can be reached, but for those ports of this machine's loopback that are
+    ``lent``. Yields the namespace as an open file, for as long as the body runs. Raises EnvironmentProblem where none
+    can be made.
     """
     outside = _current()
     try:
@@ -47,11 +48,14 @@ def no_network() -> Iterator[int]:
                 found = fcntl.ioctl(control, _SIOCGIFFLAGS, _REQUEST.pack(b"lo", 0))
                 name, flags = _REQUEST.unpack(found)
                 fcntl.ioctl(control, _SIOCSIFFLAGS, _REQUEST.pack(name, flags | _IFF_UP))
-            inside = _current()
-            try:
+            with ExitStack() as stack:
+                inside = _current()
+                stack.callback(os.close, inside)
+                if lent:
+                    with within(outside):
+                        for port in lent:
+                            stack.enter_context(Lent(inside, port))
                 yield inside
-            finally:
-                os.close(inside)
         finally:
             os.setns(outside, os.CLONE_NEWNET)
     finally:

@@ -14,7 +14,7 @@ from bench.images import Recipe, Shelf
 from bench.sides import Ctr, Parbake, Side
 from parbake.core.events import Events
 from parbake.machine import disk
-from parbake.workflows.demo import serve_registry
+from parbake.workflows.demo.registry import serve_registry
 from standins.images import layer
 from standins.loopback import free_port
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -18,17 +20,17 @@ from parbake import records
 from parbake.cli import run
 from parbake.core.errors import CommandFailed, EnvironmentProblem
 from parbake.core.events import Event, Events
-from parbake.core.model import ImageVerdict, Verdict
 from parbake.core.run import find
 from parbake.core.workspace import cache_folder
 from parbake.workflows import bake, demo
-from parbake.workflows.demo import sample
+from parbake.workflows.demo import registry, sample
+from parbake.workflows.demo.outcome import STEPS
 from parbake.workflows.plan import BakeOptions
 from parbake.workflows.trace import trace_of
 from standins import booted_here
 from standins.contexts import write_files
 from standins.loopback import free_port
-from standins.plans import record
+from standins.preloaded import start
 from standins.runs import traces
 
 pytestmark = pytest.mark.root
@@ -50,7 +52,7 @@ ENTRYPOINT ["/bin/busybox", "httpd", "-f", "-p", "8080", "-h", "/www"]
 @pytest.fixture(autouse=True)
 def _own_ports(monkeypatch: pytest.MonkeyPatch) -> None:
     """All demos begin to look at the same port: these are not to meet those of another run of the tests."""
-    monkeypatch.setattr(demo.free_port, "__defaults__", (free_port(),))
+    monkeypatch.setattr(registry.free_port, "__defaults__", (free_port(),))
 
 
 def prepare(folder: Path, **_: object) -> Path:
@@ -67,19 +69,30 @@ def test_the_demo_bakes_starts_and_compares(
 ) -> None:
     monkeypatch.setattr(sample, "prepare", prepare)
     booted_here.install(monkeypatch, "parbake.workflows.demo")
-    assert run(["demo", str(tmp_path / "demo"), "--json", "--progress", "none"]) == 0
-    outcome = json.loads(capsys.readouterr().out)
-    assert outcome["verified"]
-    (image,) = outcome["plan"]["images"]
-    (started,) = [seen for seen in outcome["verdict"]["images"] if seen["reference"] == image["reference"]]
-    assert started["pinned"]
-    assert started["unpacked"]
-    assert started["digest"] == image["target"]["digest"]
-    assert outcome["start_baked_seconds"] > 0
-    assert outcome["start_pulled_seconds"] > 0
-    made = records.read(Path(outcome["record_path"]))
-    assert made.verified
-    assert made.plan.base.kind == "debian"
+    assert run(["demo", str(tmp_path / "demo"), "--json", "--progress", "plain"]) == 0
+    said = capsys.readouterr()
+    told = said.err.splitlines()
+    for number, (what, seconds) in enumerate(STEPS.values(), 1):
+        assert f"==> [{number}/{len(STEPS)}] {what} ({seconds} s)" in told
+    outcome = json.loads(said.out)
+    after = outcome["first_result_seconds"]
+    [first] = [line for line in told if line.startswith(f"    first result after {after:.0f} s: ")]
+    assert told.index(first) < told.index(next(line for line in told if line.startswith("==> [5/")))
+    assert 0 < after < outcome["seconds"]
+    for which, base in (("volume", "none"), ("machine_image", "debian")):
+        shown = outcome[which]
+        assert shown["start_baked_seconds"] > 0
+        assert 0 < shown["pull_seconds"] < shown["start_pulled_seconds"]
+        assert records.read(Path(shown["record_path"])).plan.base.kind == base
+    assert not outcome["volume"]["verified"], "nothing was booted with it"
+    assert outcome["machine_image"]["verified"]
+    made = records.read(Path(outcome["machine_image"]["record_path"]))
+    [image] = made.plan.images
+    assert made.verdict
+    [started] = [seen for seen in made.verdict.images if seen.reference == image.reference]
+    assert started.pinned
+    assert started.unpacked
+    assert started.digest == image.target.digest
     assert made.base_digest
     assert traces(tmp_path) == []
 
@@ -110,11 +123,9 @@ def test_the_sample_is_made_once(tmp_path: Path, mmdebstrap: Path) -> None:
 @pytest.mark.slow
 def test_the_sample_is_large_and_starts_when_baked(tmp_path: Path) -> None:
     """On this machine, from a volume: in emulation its imports alone would take a minute."""
-    path = demo.lay_out(tmp_path, events=Events(), cache=cache_folder())
-    text = path.read_text()
-    assert "base: debian\nartefact: qcow2\n" in text
-    path.write_text(text.replace("base: debian\nartefact: qcow2\n", "base: none\n"))
-    with demo.serve_registry(tmp_path / "registry", demo.port_of(path)):
+    machine, path = demo.lay_out(tmp_path, events=Events(), cache=cache_folder())
+    assert "base: debian\nartefact: qcow2\n" in machine.read_text()
+    with registry.serve_registry(tmp_path / "registry", demo.port_of(path)):
         finished = bake.bake(path, Events(), BakeOptions(verify=False, rehearse=True, rehearse_in="host"))
     [image] = finished.record.plan.images
     assert sum(layer.raw_size for layer in image.layers) > 200 << 20
@@ -124,6 +135,23 @@ def test_the_sample_is_large_and_starts_when_baked(tmp_path: Path) -> None:
     assert start.seconds
     assert start.name == image.reference
     assert any("/scipy/optimize/" in entry.path for entry in trace.files)
+
+
+def test_what_is_made_ahead_ends_with_the_demo(tmp_path: Path, mmdebstrap: Path) -> None:
+    """The base is begun before anything else. When the demo is interrupted, nothing of either is left."""
+    program = tmp_path / "bin/mmdebstrap"
+    program.write_text(f"#!/bin/sh\necho $$ >> {mmdebstrap}\nexec sleep 600\n")
+    environment = {**os.environ, "PARBAKE_CACHE": str(tmp_path / "cache")}
+    command = start(["demo", str(tmp_path / "demo"), "--progress", "none"], environment, tmp_path)
+    until = time.monotonic() + 60
+    while not mmdebstrap.exists() or len(mmdebstrap.read_text().split()) < 2:
+        assert time.monotonic() < until, "the base's mmdebstrap and the sample's run at once"
+        time.sleep(0.02)
+    os.kill(command.pid, signal.SIGINT)
+    command.communicate()
+    assert command.wait() == 130
+    assert traces(tmp_path) == []
+    assert [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
 
 
 def test_without_a_package_mirror(tmp_path: Path, mmdebstrap: Path) -> None:
@@ -136,45 +164,29 @@ def test_without_a_package_mirror(tmp_path: Path, mmdebstrap: Path) -> None:
     assert not (tmp_path / "cache" / "sample" / ".parbake").exists()
 
 
-def test_the_table_says_what_was_measured(tmp_path: Path) -> None:
-    made = record("app", passed=True)
-    start = ImageVerdict(reference=made.plan.images[0].reference, start_seconds=2.0)
-    verdict = Verdict(passed=True, accelerator="tcg", boot_seconds=30.0, images=(start,))
-    made = made.model_copy(update={"seconds": 12.5, "verdict": verdict})
-    outcome = demo.Outcome(record=made, folder=tmp_path, changed=True, start_pulled=9.0)
-    rows = dict(outcome.rows())
-    assert rows["bake"] == "12.5 s"
-    assert rows["boot"] == "30.0 s in emulation"
-    assert rows["container start, baked"] == "2.0 s"
-    assert rows["container start, pulled"] == "9.0 s (4.5 times as long)"
-    assert rows["image size"] == "10 MiB compressed, 25 MiB unpacked"
-    assert rows["artefact"] == str(tmp_path / made.artefact)
-    again = dict(outcome.model_copy(update={"changed": False}).rows())
-    assert again["bake"] == "12.5 s (done before; nothing changed)"
-
-
 def test_the_registry_keeps_what_it_holds(tmp_path: Path) -> None:
-    port = demo.free_port()
+    port = registry.free_port()
     for _ in range(2):
-        with demo.serve_registry(tmp_path / "registry", port) as host:
+        with registry.serve_registry(tmp_path / "registry", port) as host:
             assert host == f"127.0.0.1:{port}"
             with socket.create_connection(("127.0.0.1", port), timeout=5):
                 pass
-        assert demo.free_port(port) == port
+        assert registry.free_port(port) == port
 
 
 def test_a_taken_port_moves_the_registry(tmp_path: Path, mmdebstrap: Path) -> None:
     said: list[Event] = []
     folder = tmp_path / "demo"
-    bakefile = demo.lay_out(folder, events=Events(said.append), cache=tmp_path / "cache")
+    bakefile, volume = demo.lay_out(folder, events=Events(said.append), cache=tmp_path / "cache")
     port = demo.port_of(bakefile)
     with socket.create_server(("127.0.0.1", port)):
-        assert demo.free_port(port) != port
+        assert registry.free_port(port) != port
         demo.lay_out(folder, events=Events(said.append), cache=tmp_path / "cache")
         assert demo.port_of(bakefile) not in {0, port}
+        assert demo.port_of(volume) == demo.port_of(bakefile)
         with (
             pytest.raises(CommandFailed, match="docker-registry ended"),
-            demo.serve_registry(folder / "registry", port),
+            registry.serve_registry(folder / "registry", port),
         ):
             pytest.fail("it cannot listen there")
     assert f"port {port} is taken" in said[-1].text

@@ -88,13 +88,15 @@ TEXTS: dict[str, Callable[[], str]] = {
     "prune-cache-empty": lambda: artefacts.layers_text((), (), dry_run=False),
     "prune-empty": lambda: pruning.decisions_text((), dry_run=False),
     "doctor": lambda: artefacts.checks_text(CHECKS),
-    "demo": lambda: tables.table(outcome().rows()),
+    "demo": lambda: artefacts.outcome_text(outcome()),
 }
 
 
 def steady(text: str) -> str:
     """Replace content keys, which every new field of a plan changes."""
-    for number, made in enumerate((DISK, FILE, plan(), outcome().record.plan, *(each.plan for each in MANY))):
+    shown = outcome()
+    plans = (DISK, FILE, plan(), shown.record.plan, *(each.plan for each in MANY), shown.volume.plan)
+    for number, made in enumerate(plans):
         text = text.replace(made.key, f"{number}" * 64).replace(made.key[:12], f"{number}" * 12)
     return text
 
@@ -174,4 +176,9 @@ def test_documents_are_json_and_hold_what_the_texts_say() -> None:
 
     assert [check["status"] for check in artefacts.checks_json(CHECKS)] == ["ok", "missing", "warn", "ok"]
     shown = artefacts.outcome_json(outcome())
-    assert (shown["bake_seconds"], shown["start_baked_seconds"], shown["start_pulled_seconds"]) == (5.0, 2.0, 9.0)
+    assert (shown["first_result_seconds"], shown["seconds"]) == (40.0, 150.0)
+    for which, figures in (("volume", (2.5, 1.0, 3.0, 4.0)), ("machine_image", (5.0, 2.0, 6.5, 9.0))):
+        part = shown[which]
+        assert isinstance(part, dict)
+        names = ("bake_seconds", "start_baked_seconds", "pull_seconds", "start_pulled_seconds")
+        assert tuple(part[name] for name in names) == figures

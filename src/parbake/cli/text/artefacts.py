@@ -22,7 +22,7 @@ from parbake.records import Record
 if TYPE_CHECKING:
     from parbake.images.cache import CachedLayer
     from parbake.workflows.build import Built
-    from parbake.workflows.demo import Outcome
+    from parbake.workflows.demo.outcome import Outcome, Starts
     from parbake.workflows.doctor import Check
     from parbake.workflows.lint import Finding
     from parbake.workflows.plan import BakeResult, Preview
@@ -342,13 +342,29 @@ def _date(seconds: float) -> str:
 
 
 def outcome_json(outcome: Outcome) -> dict[str, object]:
-    """Return what the demo showed: times in seconds, sizes in bytes, and the record."""
+    """Return what the demo showed: times in seconds, sizes in bytes, and the record of each artefact."""
+
+    def shown(record: Record, starts: Starts) -> dict[str, object]:
+        return {
+            "bake_seconds": record.seconds,
+            "start_baked_seconds": starts.baked,
+            "pull_seconds": starts.pull,
+            "start_pulled_seconds": starts.pulled,
+            **record_json(outcome.folder / record.artefact, record),
+        }
+
     return {
-        "bake_seconds": outcome.record.seconds,
-        "start_baked_seconds": outcome.start_baked,
-        "start_pulled_seconds": outcome.start_pulled,
-        **record_json(outcome.folder / outcome.record.artefact, outcome.record),
+        "first_result_seconds": outcome.first_result,
+        "seconds": outcome.seconds,
+        "volume": shown(outcome.volume, outcome.here),
+        "machine_image": shown(outcome.record, outcome.machine),
+        "caveat": outcome.caveat,
     }
+
+
+def outcome_text(outcome: Outcome) -> str:
+    """Return the same for people."""
+    return "\n".join((table(outcome.rows()), "", *wrapped(outcome.caveat)))
 
 
 def checks_json(checks: Sequence[Check]) -> list[dict[str, object]]:

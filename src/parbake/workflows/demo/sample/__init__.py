@@ -30,9 +30,9 @@ _LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*")
 _TIMEOUT = 600.0
 
 _BAKEFILE = """\
-# What to bake: the demo's sample application, onto parbake's default base.
+# What to bake: the demo's sample application, {what}.
 version: 1
-name: demo
+name: {name}
 images:
   - reference: {reference}
     build:
@@ -40,14 +40,15 @@ images:
     startup:
       up:
         http: 8080/healthz
-base: debian
-artefact: qcow2
+{target}
 """
+_MACHINE = {"what": "onto parbake's default base", "name": "demo", "target": "base: debian\nartefact: qcow2"}
+_VOLUME = {"what": "into a volume for a node's second disk", "name": "demo-volume", "target": "base: none"}
 
 
-def bakefile(reference: str, context: str) -> str:
-    """Return the text of a Bakefile that builds the sample under ``reference`` and bakes it."""
-    return _BAKEFILE.format(reference=reference, context=context)
+def bakefile(reference: str, *, volume: bool = False) -> str:
+    """Return the text of a Bakefile that builds the sample as ``reference`` and bakes a machine image, or a volume."""
+    return _BAKEFILE.format(reference=reference, context=NAME, **(_VOLUME if volume else _MACHINE))
 
 
 def _recipe(platform: Platform) -> list[str]:
