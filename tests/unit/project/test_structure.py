@@ -44,6 +44,11 @@ def _tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
 
 
+@cache
+def _nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(_tree(path)))
+
+
 def _name(path: Path) -> str:
     return str(path.relative_to(SOURCE))
 
@@ -57,10 +62,10 @@ def _module(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def _imports(tree: ast.AST) -> set[str]:
+def _imports(path: Path) -> set[str]:
     """Return the dotted names that code imports, also inside functions: of modules and of what is in them."""
     found: set[str] = set()
-    for node in ast.walk(tree):
+    for node in _nodes(path):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -70,7 +75,7 @@ def _imports(tree: ast.AST) -> set[str]:
 
 
 def _wings_imported(path: Path) -> set[str]:
-    names = _imports(_tree(path)) - {"parbake.__version__"}
+    names = _imports(path) - {"parbake.__version__"}
     return {name.split(".")[1] for name in names if name.startswith("parbake.")}
 
 
@@ -104,7 +109,7 @@ def test_no_import_cycles_between_files() -> None:
     edges: dict[str, set[str]] = {}
     for name, path in names.items():
         targets: set[str] = set()
-        for node in ast.walk(_tree(path)):  # also what is imported late, or for the type checker alone
+        for node in _nodes(path):  # also what is imported late, or for the type checker alone
             if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("parbake"):
                 # `from package import module` needs the module, not what the package itself imports.
                 found = {f"{node.module}.{alias.name}" for alias in node.names}
@@ -127,7 +132,7 @@ def test_a_helper_of_one_command_lies_in_its_folder() -> None:
     users: dict[str, set[str]] = {}
     for path in _files():
         unit = ".".join(_module(path).split(".")[1:3]) if _wing(path) == "workflows" else _wing(path)
-        for name in _imports(_tree(path)):
+        for name in _imports(path):
             if name.startswith("parbake.workflows."):
                 users.setdefault(name.split(".")[2], set()).add(unit)
     loose = {path.stem for path in (SOURCE / "workflows").glob("*.py")} - {"__init__"}
@@ -147,7 +152,7 @@ def test_one_door_to_subprocesses_and_sleep() -> None:
 
 def _other_doors(path: Path) -> list[str]:
     used = []
-    for node in ast.walk(_tree(path)):
+    for node in _nodes(path):
         if isinstance(node, ast.Import):
             names = {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -175,7 +180,7 @@ NO_PROGRAMS_TO_INSTALL = {"sh", "sync", "true", "apt-get", "ip", "mmd", "systemc
 def _programs_that_are_run(path: Path) -> set[str]:
     """Return literal program names that a file hands to the door."""
     found = set()
-    for node in ast.walk(_tree(path)):
+    for node in _nodes(path):
         if not isinstance(node, ast.Call) or not node.args:
             continue
         function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
@@ -204,8 +209,8 @@ NO_MODULES = ("go", "io", "json", "log", "raw", "toml", "yaml")
 """What stands behind the point of a name of a file or of a host."""
 
 
-def _docstrings(tree: ast.Module) -> Iterator[ast.Constant]:
-    for node in ast.walk(tree):
+def _docstrings(path: Path) -> Iterator[ast.Constant]:
+    for node in _nodes(path):
         body = getattr(node, "body", None)
         for each in body if isinstance(body, list) else ():
             if (
@@ -219,8 +224,8 @@ def _docstrings(tree: ast.Module) -> Iterator[ast.Constant]:
 @cache
 def _words_of(path: Path) -> set[str]:
     """Return the words of a file's code and of its texts, without its docstrings."""
-    left_out, found = {id(each) for each in _docstrings(_tree(path))}, set(_module(path).split("."))
-    for node in ast.walk(_tree(path)):
+    left_out, found = {id(each) for each in _docstrings(path)}, set(_module(path).split("."))
+    for node in _nodes(path):
         for _, value in ast.iter_fields(node) if id(node) not in left_out else ():
             for each in value if isinstance(value, list) else [value]:
                 text = each.decode("latin-1") if isinstance(each, bytes) else each
@@ -238,7 +243,7 @@ def test_what_docstrings_name_is_there() -> None:
         of_module.setdefault(_module(path).rpartition(".")[2], set()).update(_words_of(path), _below(path))
     wrong = []
     for path in _files():
-        for text in (str(each.value) for each in _docstrings(_tree(path))):
+        for text in (str(each.value) for each in _docstrings(path)):
             for name in re.findall(r"``([a-z_]\w*(?:\.\w+)*)``", text):
                 first, *rest = name.split(".")
                 if not rest and name.islower() and name not in known:
