@@ -55,11 +55,11 @@ class _Text:
         """Write the text, if the file is still what it was."""
         if self.branch:
             repository, path = self._repository()
-            repository.commit([gitops.Edit(path, before, after)], message=message, branch=self.branch)
+            repository.commit(gitops.Edit(path, before, after), message=message, branch=self.branch)
             return
         if self.read() != before:
             raise TargetMoved(f"{self.path} was changed in the meantime")
-        gitops.write(self.path.parent, [gitops.Edit(self.path.name, before, after)])
+        gitops.write(self.path.parent, gitops.Edit(self.path.name, before, after))
 
     def diff(self, before: str, after: str) -> str:
         """Return a patch."""
@@ -146,12 +146,10 @@ class NodeClassFile(_Manifest):
         return TargetStatus(where, holds, nodeclass.history(found))
 
     def _found(self, text: str) -> tuple[gitops.ManifestPlace, Mapping[str, Any]]:
-        files = [(self.target.file.name, text)]
-        name = self.target.nodeclass
+        source, name = self.target.file.name, self.target.nodeclass
         gitops.read(text, source=self.where)  # `find` passes over what is not YAML; here it is the only file
-        place = gitops.the_one(
-            gitops.find(files, kinds=_NODE_CLASSES, name=name), f"the node class {name}" if name else "a node class"
-        )
+        places = gitops.find(text, source, kinds=_NODE_CLASSES, name=name)
+        place = gitops.the_one(places, f"the node class {name}" if name else "a node class")
         if isinstance(place.data, Mapping):
             return place, place.data
         described = {"kind": place.kind, "metadata": {"name": place.name}, "spec": {}}
@@ -297,7 +295,7 @@ class _ImageFile(_Manifest):
         return Change(f"{place.kind} {place.name}", now, wanted), after
 
     def _place(self, text: str) -> gitops.ManifestPlace:
-        places = gitops.find([(self.file.path.name, text)], kinds=self.kinds, name=self.target.object)
+        places = gitops.find(text, self.file.path.name, kinds=self.kinds, name=self.target.object)
         return gitops.the_one(places, f"{' or '.join(self.kinds)} {self.target.object}".rstrip())
 
 
@@ -346,7 +344,7 @@ class MachineTemplateFile(_ImageFile):
 
     def _users(self, text: str, name: str) -> Iterator[gitops.ManifestPlace]:
         kinds = ("MachineDeployment", "MachinePool", "MachineSet")
-        for user in gitops.find([(self.file.path.name, text)], kinds=kinds):
+        for user in gitops.find(text, self.file.path.name, kinds=kinds):
             if gitops.value_at(user.data, ("spec", "template", "spec", "infrastructureRef", "name")) == name:
                 yield user
 

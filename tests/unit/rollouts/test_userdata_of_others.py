@@ -112,7 +112,7 @@ NODES = "kind: EC2NodeClass\nmetadata: {name: gpu}\n"
 
 
 def in_file(text: str) -> gitops.ManifestPlace:
-    return gitops.find([("nodes.yaml", text)], kinds=("EC2NodeClass",))[0]
+    return gitops.find(text, "nodes.yaml", kinds=("EC2NodeClass",))[0]
 
 
 def by_go(text: str) -> list[tuple[str, bytes]]:

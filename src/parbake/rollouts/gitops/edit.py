@@ -34,11 +34,6 @@ def read(text: str, document: int = 0, *, source: str = "the text") -> Any:
     return _plain(parsed.documents[document].data) if document or parsed.documents else None
 
 
-def merge(text: str, patch: Mapping[str, Any], document: int = 0, *, source: str = "the text") -> str:
-    """Apply a JSON merge patch (RFC 7396) to a document: None removes a key, mappings merge, all else replaces."""
-    return rewrite(text, merged(read(text, document, source=source), patch), document, source=source)
-
-
 def put(text: str, where: Where, value: object, document: int = 0, *, source: str = "the text") -> str:
     """Set the value at one place; mappings on the way are made, and an index one behind a list's end appends.
 

@@ -1,6 +1,6 @@
 """Where manifests describe an object, and how to change it there: whole objects, kustomize patches, Helm values.
 
-Sources: kustomize's Kustomization (``patches`` with a strategic merge or a JSON patch, inline or in a file;
+Sources: kustomize's Kustomization (``patches`` with a strategic merge or a JSON patch, inline;
 ``patchesStrategicMerge``; ``patchesJson6902``), JSON Patch (RFC 6902), Helm's ``--set`` for the form of paths.
 """
 
@@ -10,7 +10,6 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from parbake.core import printable
@@ -47,17 +46,12 @@ class ManifestPlace:
         return f"{self.source}, line {self.line}{what}: {self.kind} {self.name}"
 
 
-def find(files: Iterable[tuple[str, str]], *, kinds: Collection[str], name: str = "") -> tuple[ManifestPlace, ...]:
-    """Find the objects of some kinds, and kustomize's patches of them, in files (pairs of path and text).
+def find(text: str, source: str, *, kinds: Collection[str], name: str = "") -> tuple[ManifestPlace, ...]:
+    """Find the objects of some kinds, and kustomize's patches of them, in a file's text; ``source`` names it in errors.
 
-    Without ``name`` all names fit. Files that are templates, or no YAML, are passed over, since a repository holds
-    many of them. Pure.
+    Without ``name`` all names fit. What is a template, or no YAML, is passed over. Pure.
     """
-    texts = dict(files)
-    found: list[ManifestPlace] = []
-    for source, text in texts.items():
-        found += [place for place in _in_file(source, text, texts) if place.kind in kinds and name in {"", place.name}]
-    return _distinct(found)  # two kustomizations may name one file
+    return tuple(each for each in _in_text(text, source) if each.kind in kinds and name in {"", each.name})
 
 
 def the_one(places: Collection[ManifestPlace], what: str) -> ManifestPlace:
@@ -192,7 +186,7 @@ def _nested(where: Iterable[str], value: Any) -> Any:
     return value
 
 
-def _in_file(source: str, text: str, texts: Mapping[str, str]) -> Iterator[ManifestPlace]:
+def _in_text(text: str, source: str) -> Iterator[ManifestPlace]:
     try:
         starts = [root.node.start for root in roots(text, source=source)]
     except InputError:
@@ -203,11 +197,10 @@ def _in_file(source: str, text: str, texts: Mapping[str, str]) -> Iterator[Manif
         except InputError:
             continue
         line = line_of(text, start)
-        if isinstance(data, dict) and data.get("kind") == "Kustomization":
-            yield from _in_kustomization(source, document, line, data, texts)
-        elif isinstance(data, dict) and ("patches" in data or "patchesStrategicMerge" in data) and "kind" not in data:
-            # A kustomization may leave out its kind.
-            yield from _in_kustomization(source, document, line, data, texts)
+        # A kustomization may leave out its kind.
+        patches = isinstance(data, dict) and ("patches" in data or "patchesStrategicMerge" in data)
+        if isinstance(data, dict) and (data.get("kind") == "Kustomization" or (patches and "kind" not in data)):
+            yield from _in_kustomization(source, document, line, data)
         else:
             yield from _objects(source, document, line, data, ())
 
@@ -230,22 +223,16 @@ def _objects(source: str, document: int, line: int, data: Any, inline: Where) ->
     yield ManifestPlace(source, document, line, data["kind"], str(name or ""), api, inline=inline, data=data)
 
 
-def _in_kustomization(
-    source: str, document: int, line: int, data: Mapping[str, Any], texts: Mapping[str, str]
-) -> Iterator[ManifestPlace]:
+def _in_kustomization(source: str, document: int, line: int, data: Mapping[str, Any]) -> Iterator[ManifestPlace]:
     for key in ("patches", "patchesJson6902"):
-        for index, entry in enumerate(_list(data.get(key))):
-            if not isinstance(entry, dict):
-                continue
-            target = entry.get("target")
-            named = target if isinstance(target, dict) else {}
-            if isinstance(entry.get("patch"), str):
-                yield from _inline(source, document, line, entry["patch"], (key, index, "patch"), named)
-            elif isinstance(entry.get("path"), str):
-                yield from _operations_file(source, entry["path"], named, texts)
-    for index, entry in enumerate(_list(data.get("patchesStrategicMerge"))):
-        if isinstance(entry, str) and "\n" in entry:
-            yield from _inline(source, document, line, entry, ("patchesStrategicMerge", index), {})
+        for index, patch in enumerate(_list(data.get(key))):
+            if isinstance(patch, dict) and isinstance(patch.get("patch"), str):
+                target = patch.get("target")
+                named = target if isinstance(target, dict) else {}
+                yield from _inline(source, document, line, patch["patch"], (key, index, "patch"), named)
+    for index, patch in enumerate(_list(data.get("patchesStrategicMerge"))):
+        if isinstance(patch, str) and "\n" in patch:
+            yield from _inline(source, document, line, patch, ("patchesStrategicMerge", index), {})
 
 
 def _inline(
@@ -262,28 +249,5 @@ def _inline(
         yield from _objects(source, document, line, data, inline)
 
 
-def _operations_file(
-    source: str, path: str, target: Mapping[str, Any], texts: Mapping[str, str]
-) -> Iterator[ManifestPlace]:
-    """Find a JSON patch in a file of its own; which object it is for, only the kustomization says."""
-    beside = str(PurePosixPath(source).parent / path)
-    if beside not in texts:
-        return
-    try:
-        data = read(texts[beside], source=beside)
-    except InputError:
-        return
-    if isinstance(data, list):
-        kind, name = str(target.get("kind") or ""), str(target.get("name") or "")
-        yield ManifestPlace(beside, 0, 1, kind, name, form="operations", data=data)
-
-
 def _list(value: object) -> list[Any]:
     return value if isinstance(value, list) else []
-
-
-def _distinct(places: Iterable[ManifestPlace]) -> tuple[ManifestPlace, ...]:
-    seen: dict[tuple[object, ...], ManifestPlace] = {}
-    for place in places:
-        seen.setdefault((place.source, place.document, place.inline, place.where, place.kind, place.name), place)
-    return tuple(seen.values())

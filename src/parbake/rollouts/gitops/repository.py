@@ -1,4 +1,4 @@
-"""Edits as a patch, in the files, or as a commit on a branch of a git repository.
+"""An edit as a patch, in its file, or as a commit on a branch of a git repository.
 
 A branch that is not checked out gets its commit without a look at the work tree: blobs, a tree and a commit are written
 as objects, and the branch is moved only from where it was read (``git update-ref`` with the old value).
@@ -11,7 +11,6 @@ import difflib
 import os
 import stat
 import tempfile
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -20,7 +19,6 @@ from parbake.core import atomic, run
 from parbake.core.errors import CommandFailed, InputError
 
 _GIT_SECONDS = 120.0
-_PUSH_SECONDS = 300.0
 _NOBODY = {"NAME": "parbake", "EMAIL": "parbake@localhost"}
 
 
@@ -45,35 +43,18 @@ class Edit:
         return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """A commit that was made, and the branch that it is on."""
+def write(folder: Path, edit: Edit) -> None:
+    """Write an edit into its file below a folder, beside and renamed.
 
-    id: str
-    branch: str
-
-
-def patch(edits: Iterable[Edit]) -> str:
-    """Return one patch of several edits."""
-    return "".join(edit.diff for edit in edits)
-
-
-def write(folder: Path, edits: Iterable[Edit]) -> tuple[Path, ...]:
-    """Write edits into their files below a folder, each beside and renamed; return those that changed.
-
-    Mode and owner of a file stay, and a link stays a link. Raises InputError when a file is no longer what the edit
+    Mode and owner of the file stay, and a link stays a link. Raises InputError when the file is no longer what the edit
     began with, or lies elsewhere (``inside``).
     """
-    changed = [edit for edit in edits if edit.changes]
-    found = [inside(folder / edit.path) for edit in changed]
-    for edit, (_, path) in zip(changed, found, strict=True):
-        if path.read_bytes() != edit.before.encode():
-            raise InputError(f"{folder / edit.path} was changed in the meantime", hint="run the same command again")
-    for edit, (top, path) in zip(changed, found, strict=True):
-        status = path.stat()
-        owner = status.st_uid, status.st_gid
-        atomic.replace(path, edit.after, mode=stat.S_IMODE(status.st_mode), owner=owner, beneath=top)
-    return tuple(folder / edit.path for edit in changed)
+    top, path = inside(folder / edit.path)
+    if path.read_bytes() != edit.before.encode():
+        raise InputError(f"{folder / edit.path} was changed in the meantime", hint="run the same command again")
+    status = path.stat()
+    owner = status.st_uid, status.st_gid
+    atomic.replace(path, edit.after, mode=stat.S_IMODE(status.st_mode), owner=owner, beneath=top)
 
 
 def inside(path: Path) -> tuple[Path, Path]:
@@ -117,75 +98,38 @@ class Repository:
         """Return the branch that is checked out; empty where HEAD is detached."""
         return self._git("symbolic-ref", "--quiet", "--short", "HEAD", check=False)
 
-    def exists(self, branch: str) -> bool:
-        """Whether there is such a branch."""
-        return bool(self._tip(branch))
+    def read(self, path: str, branch: str) -> str:
+        """Return a file as a branch has it; a new branch begins as HEAD.
 
-    def read(self, path: str, branch: str = "") -> str:
-        """Return a file as a branch has it (a new one begins as HEAD), or for an empty name as the work tree has it.
-
-        Raises InputError when there is no such file, when it lies elsewhere (``inside``), or when it is not UTF-8.
+        Raises InputError when there is no such file, or when it is not UTF-8.
         """
         try:
-            if branch:
-                content = self._run("cat-file", "blob", f"{self._tip(branch) or 'HEAD'}:{path}").stdout
-            else:
-                content = inside(self.folder / path)[1].read_bytes()
-            return content.decode()
-        except (CommandFailed, OSError) as error:
-            place = f"branch {branch}" if branch else str(self.folder)
-            raise InputError(f"there is no file {path} in {place}", hint="name a file of the repository") from error
+            return self._run("cat-file", "blob", f"{self._tip(branch) or 'HEAD'}:{path}").stdout.decode()
+        except CommandFailed as error:
+            hint = "name a file of the repository"
+            raise InputError(f"there is no file {path} in branch {branch}", hint=hint) from error
         except UnicodeDecodeError as error:
             raise InputError(f"{path} is not UTF-8 at byte {error.start}", hint="save it as UTF-8") from error
 
-    def files(self, under: str = "", branch: str = "") -> tuple[tuple[str, str], ...]:
-        """Return path and text of each tracked .yaml, .yml and .json file, below a folder of the repository."""
-        listed = self._git("ls-tree", "-r", "-z", "--name-only", self._tip(branch) or "HEAD", "--", under or ".")
-        names = [name for name in listed.split("\0") if name.endswith((".yaml", ".yml", ".json"))]
-        found = []
-        for name in names:
-            if branch or (self.folder / name).is_file():
-                try:
-                    found.append((name, self.read(name, branch)))
-                except InputError:
-                    continue  # not UTF-8: no manifest
-        return tuple(found)
+    def commit(self, edit: Edit, *, message: str, branch: str) -> None:
+        """Commit an edit on a branch, which is made from HEAD when it does not exist.
 
-    def commit(self, edits: Sequence[Edit], *, message: str, branch: str = "") -> Commit | None:
-        """Commit edits on a branch, made from HEAD when it does not exist; None when nothing changes.
-
-        Empty means the branch that is checked out. The edits must have begun with that branch's files (``read``).
-        Raises InputError when the files or the branch were changed meanwhile, or are changed and not committed.
+        The edit must have begun with that branch's file (``read``). Raises InputError when the file or the branch was
+        changed meanwhile, or is changed and not committed.
         """
-        edits = [edit for edit in edits if edit.changes]
-        if not edits:
-            return None
-        current = self.head()
-        if not branch or branch == current:
-            return self._commit_here(edits, message, current)
-        return self._commit_elsewhere(edits, message, branch)
+        if edit.changes:
+            (self._commit_here if branch == self.head() else self._commit_elsewhere)(edit, message, branch)
 
-    def push(self, branch: str, remote: str = "origin") -> None:
-        """Push a branch; never forced. Raises CommandFailed with what git said."""
-        run.run(
-            ["git", "push", remote, f"refs/heads/{branch}:refs/heads/{branch}"],
-            cwd=self.folder,
-            env={**_environment(), "GIT_TERMINAL_PROMPT": "0"},
-            timeout=_PUSH_SECONDS,
-        )
-
-    def _commit_here(self, edits: Sequence[Edit], message: str, branch: str) -> Commit:
-        paths = [edit.path for edit in edits]
-        if dirty := self._git("status", "--porcelain", "--", *paths):
+    def _commit_here(self, edit: Edit, message: str, branch: str) -> None:
+        if dirty := self._git("status", "--porcelain", "--", edit.path):
             raise InputError(
-                f"{self.folder} has changes that are not committed: {dirty}",
+                f"{self.folder} has changes that are not committed on {branch}: {dirty}",
                 hint="commit or stash them, then run again",
             )
-        write(self.folder, edits)
-        self._git("commit", "--quiet", "--only", "--file", "-", "--", *paths, stdin=message, who=True)
-        return Commit(self._git("rev-parse", "HEAD"), branch)
+        write(self.folder, edit)
+        self._git("commit", "--quiet", "--only", "--file", "-", "--", edit.path, stdin=message, who=True)
 
-    def _commit_elsewhere(self, edits: Sequence[Edit], message: str, branch: str) -> Commit | None:
+    def _commit_elsewhere(self, edit: Edit, message: str, branch: str) -> None:
         self._git("check-ref-format", "--branch", branch)
         listed = self._git("worktree", "list", "--porcelain")
         if f"branch refs/heads/{branch}" in listed.splitlines():
@@ -195,12 +139,11 @@ class Repository:
         with tempfile.TemporaryDirectory(prefix="parbake-git-") as folder:
             index = {"GIT_INDEX_FILE": str(Path(folder, "index"))}
             self._git("read-tree", parent, env=index)
-            for edit in edits:
-                if self.read(edit.path, branch) != edit.before:
-                    raise _moved(branch)
-                blob = self._git("hash-object", "-w", "--no-filters", "--stdin", stdin=edit.after)
-                mode = self._git("ls-tree", parent, "--", edit.path).split(" ", 1)[0]
-                self._git("update-index", "--cacheinfo", f"{mode},{blob},{edit.path}", env=index)
+            if self.read(edit.path, branch) != edit.before:
+                raise _moved(branch)
+            blob = self._git("hash-object", "-w", "--no-filters", "--stdin", stdin=edit.after)
+            mode = self._git("ls-tree", parent, "--", edit.path).split(" ", 1)[0]
+            self._git("update-index", "--cacheinfo", f"{mode},{blob},{edit.path}", env=index)
             tree = self._git("write-tree", env=index)
         signed = ["-S"] if self._git("config", "--type=bool", "commit.gpgsign", check=False) == "true" else []
         made = self._git("commit-tree", *signed, tree, "-p", parent, "-F", "-", stdin=message, who=True)
@@ -208,11 +151,8 @@ class Repository:
             self._git("update-ref", "-m", "parbake", f"refs/heads/{branch}", made, old or "0" * len(made))
         except CommandFailed as error:
             raise _moved(branch) from error
-        return Commit(made, branch)
 
     def _tip(self, branch: str) -> str:
-        if not branch:
-            return ""
         return self._git("rev-parse", "--verify", "--quiet", f"refs/heads/{branch}^{{commit}}", check=False)
 
     def _git(

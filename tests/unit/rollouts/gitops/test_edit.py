@@ -12,8 +12,12 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from parbake.core.errors import InputError
-from parbake.rollouts.gitops.edit import merge, merged, put, read, rewrite
+from parbake.rollouts.gitops.edit import merged, put, read, rewrite
 from standins.nodeclasses import NODE_CLASS, changed
+
+
+def merge(text: str, patch: dict[str, Any]) -> str:
+    return rewrite(text, merged(read(text), patch))
 
 
 def test_a_node_class_gets_a_new_image_and_volume_in_one_edit() -> None:

@@ -3,17 +3,8 @@ from __future__ import annotations
 import pytest
 
 from parbake.core.errors import InputError
-from parbake.rollouts.gitops import (
-    change,
-    find,
-    operations,
-    parse_path,
-    patched_values,
-    read,
-    set_value,
-    the_one,
-    value_at,
-)
+from parbake.rollouts.gitops import change, find, parse_path, patched_values, read, set_value, the_one, value_at
+from parbake.rollouts.gitops.objects import operations
 from standins.nodeclasses import NODE_CLASS, changed
 
 KINDS = {"EC2NodeClass"}
@@ -32,7 +23,7 @@ PATCH = {"spec": {"amiSelectorTerms": [{"id": "ami-2"}]}}
 
 
 def test_an_object_among_several_documents() -> None:
-    place = the_one(find([("nodes.yaml", SEVERAL)], kinds=KINDS, name="other"), "EC2NodeClass other")
+    place = the_one(find(SEVERAL, "nodes.yaml", kinds=KINDS, name="other"), "EC2NodeClass other")
     assert (place.document, place.api_version) == (2, "karpenter.k8s.aws/v1")
     assert changed(SEVERAL, change(SEVERAL, place, PATCH)) == [
         "-spec: {amiSelectorTerms: [{alias: al2023@latest}]}",
@@ -41,25 +32,26 @@ def test_an_object_among_several_documents() -> None:
 
 
 def test_candidates_are_named() -> None:
-    files = [("base/nodes.yaml", SEVERAL), ("prod/patch.yaml", "kind: EC2NodeClass\nmetadata: {name: other}\n")]
+    twice = f"{SEVERAL}---\nkind: EC2NodeClass\nmetadata: {{name: other}}\n"
     with pytest.raises(InputError) as caught:
-        the_one(find(files, kinds=KINDS, name="other"), "EC2NodeClass other")
+        the_one(find(twice, "base/nodes.yaml", kinds=KINDS, name="other"), "EC2NodeClass other")
     assert caught.value.message.splitlines()[1:] == [
         "  base/nodes.yaml, line 26: EC2NodeClass other",
-        "  prod/patch.yaml, line 1: EC2NodeClass other",
+        "  base/nodes.yaml, line 31: EC2NodeClass other",
     ]
     with pytest.raises(InputError, match="no manifest describes EC2NodeClass gone"):
-        the_one(find(files, kinds=KINDS, name="gone"), "EC2NodeClass gone")
-    assert {place.name for place in find(files, kinds=KINDS)} == {"search", "other"}
+        the_one(find(twice, "base/nodes.yaml", kinds=KINDS, name="gone"), "EC2NodeClass gone")
+    assert {place.name for place in find(twice, "base/nodes.yaml", kinds=KINDS)} == {"search", "other"}
 
 
 def test_what_is_no_yaml_is_passed_over() -> None:
-    assert not find([("chart/templates/x.yaml", "kind: {{ .Values.kind }}\n"), ("b.yaml", "a: [")], kinds=KINDS)
+    for text in ("kind: {{ .Values.kind }}\n", "a: ["):
+        assert not find(text, "chart/templates/x.yaml", kinds=KINDS)
 
 
 def test_items_of_a_list() -> None:
     text = "apiVersion: v1\nkind: List\nitems:\n  - kind: EC2NodeClass # one\n    metadata: {name: a}\n"
-    place = the_one(find([("list.yaml", text)], kinds=KINDS), "any")
+    place = the_one(find(text, "list.yaml", kinds=KINDS), "any")
     assert change(text, place, {"spec": {"role": "r"}}) == f"{text}    spec:\n      role: r\n"
 
 
@@ -89,7 +81,7 @@ OPERATIONS = """\
 
 
 def test_a_strategic_merge_patch_inside_a_kustomization() -> None:
-    place = the_one(find([("prod/kustomization.yaml", STRATEGIC)], kinds=KINDS, name="search"), "it")
+    place = the_one(find(STRATEGIC, "prod/kustomization.yaml", kinds=KINDS, name="search"), "it")
     assert str(place) == "prod/kustomization.yaml, line 1, patches[0].patch: EC2NodeClass search"
     assert changed(STRATEGIC, change(STRATEGIC, place, PATCH)) == [
         "-          - id: ami-1  # parbake",
@@ -97,27 +89,17 @@ def test_a_strategic_merge_patch_inside_a_kustomization() -> None:
     ]
 
 
-def test_a_json_patch_in_its_own_file() -> None:
-    files = [("prod/kustomization.yaml", STRATEGIC), ("prod/sizes.yaml", OPERATIONS)]
-    place = next(each for each in find(files, kinds=KINDS, name="search") if each.form == "operations")
-    assert place.source == "prod/sizes.yaml"
-    after = change(OPERATIONS, place, {**PATCH, "metadata": {"annotations": {"parbake.dev/previous": "ami-1"}}})
-    assert changed(OPERATIONS, after) == [
-        "-  value: [{id: ami-1}]",
-        "+  value: [{id: ami-2}]",
-        "+- op: add",
-        "+  path: /metadata/annotations/parbake.dev~1previous",
-        "+  value: ami-1",
-    ]
-
-
 def test_a_json_patch_inside_a_kustomization() -> None:
     inner = "".join(f"      {line}\n" for line in OPERATIONS.splitlines())
     text = f"kind: Kustomization\npatches:\n  - target: {{kind: EC2NodeClass, name: x}}\n    patch: |\n{inner}"
-    place = the_one(find([("kustomization.yaml", text)], kinds=KINDS, name="x"), "x")
-    assert changed(text, change(text, place, PATCH)) == [
+    place = the_one(find(text, "kustomization.yaml", kinds=KINDS, name="x"), "x")
+    patch = {**PATCH, "metadata": {"annotations": {"parbake.dev/previous": "ami-1"}}}
+    assert changed(text, change(text, place, patch)) == [
         "-        value: [{id: ami-1}]",
         "+        value: [{id: ami-2}]",
+        "+      - op: add",
+        "+        path: /metadata/annotations/parbake.dev~1previous",
+        "+        value: ami-1",
     ]
 
 
