@@ -32,7 +32,7 @@ EXAMPLES: Final = {
     "init": "parbake init hello\ncd hello",
     "plan": "parbake plan",
     "build": "parbake build",
-    "bake": "parbake bake",
+    "bake": "parbake bake\nparbake bake --image registry.example.com/team/app:1.4 -q",
     "verify": "parbake verify hello",
     "list": "parbake list",
     "show": "parbake show hello",

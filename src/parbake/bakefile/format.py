@@ -62,13 +62,13 @@ class Format[Model: BaseModel]:
     empty: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     defaults: Callable[[Path], dict[str, object]] = lambda _: {}
 
-    def load(self, path: Path, overrides: Mapping[str, str] | None = None) -> Model:
+    def load(self, path: Path, overrides: Mapping[str, str] | None = None, *, text: str = "") -> Model:
         """Read and check a file; relative paths in it become absolute, from its folder. ``overrides`` replace keys.
 
-        Checks also what only the text or the folder can tell. Raises BakefileError with every problem, or InputError
-        when there is no file to read.
+        With ``text`` no file is read: it is what a file of that name would say. Checks also what only the text or
+        the folder can tell. Raises BakefileError with every problem, or InputError when there is no file to read.
         """
-        parsed = parse(self._read(path), as_text=self._is_text, most=_MOST_NODES)
+        parsed = parse(text or self._read(path), as_text=self._is_text, most=_MOST_NODES)
         problems = list(parsed.problems)
         loaded: Model | None = None
         if len(parsed.documents) > 1:

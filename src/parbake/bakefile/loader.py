@@ -11,9 +11,11 @@ from parbake.bakefile.format import Format
 from parbake.bakefile.targets import ROLE
 from parbake.bakefile.values import REGION, valid_name
 from parbake.core.errors import InputError
+from parbake.core.reference import Reference
 
 COPY_ROLES = "copy_roles"
-"""An override that does not correspond to a key of the Bakefile; see ``load``."""
+ONLY_IMAGES = "only_images"
+"""Overrides that do not correspond to a key of the Bakefile; see ``load``."""
 
 
 def _defaults(folder: Path) -> dict[str, object]:
@@ -49,13 +51,19 @@ def load(path: Path, overrides: Mapping[str, str] | None = None) -> Bakefile:
     """Read and check a Bakefile; relative paths in it become absolute, from its folder. ``overrides`` replace keys.
 
     ``COPY_ROLES`` among them replaces nothing: its roles (``REGION=ROLE``, with blanks between) go beside those of
-    ``aws.copy_roles``, for copies that the Bakefile knows nothing of.
+    ``aws.copy_roles``, for copies that the Bakefile knows nothing of. With ``ONLY_IMAGES`` no file is read: its
+    references (with blanks between) become a volume, named after the first of them, as a Bakefile here would say it.
     Checks also what only the text or the folder can tell: repeated keys and images, platforms that do not fit, files
     that are missing. Raises BakefileError with every problem, or InputError when there is no file to read.
     """
     given = dict(overrides or {})
     roles = dict(_role(each) for each in given.pop(COPY_ROLES, "").split())
-    bakefile = BAKEFILE.load(path, given)
+    if images := given.pop(ONLY_IMAGES, "").split():
+        name = valid_name(Reference.parse(images[0]).repository.rpartition("/")[2])
+        text = f"version: 1\nname: '{name}'\nbase: none\nimages: {images}\n"
+        bakefile = BAKEFILE.load(Path("--image"), given, text=text)
+    else:
+        bakefile = BAKEFILE.load(path, given)
     if not roles:
         return bakefile
     aws = bakefile.aws.model_copy(update={"copy_roles": {**bakefile.aws.copy_roles, **roles}})

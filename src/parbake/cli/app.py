@@ -172,7 +172,7 @@ def command(
 
     It belongs to a ``group``, or is one of those that ``commands`` lists.
     A function with a parameter ``events`` is given the stream of events, and the option --progress unless ``progress``
-    is the style. ``settings`` are typer's own, such as ``name``.
+    is the style; a parameter ``quiet`` silences it. ``settings`` are typer's own, such as ``name``.
     """
 
     def decorate(function: Callable[..., Result | None]) -> Callable[..., None]:
@@ -190,6 +190,8 @@ def command(
         @wraps(function)
         def call(*, as_json: bool, progress: str = progress, **arguments: Any) -> None:
             out.as_json = as_json
+            if arguments.get("quiet") and progress == "auto":
+                progress = "none"
             if takes_events:
                 with opened_events(progress) as events:
                     result = function(events=events, **arguments)

@@ -131,7 +131,15 @@ def build(
 @command()
 def bake(
     events: Events,
+    context: typer.Context,
     file: BakefilePath = DEFAULT_FILE,
+    image: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="An image to bake into an ext4 volume, without a Bakefile; may be given several times.",
+            metavar="REFERENCE",
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Bake again even if the artefact exists.")] = False,
     rebuild: Rebuild = False,
     verify: Annotated[
@@ -163,11 +171,18 @@ def bake(
     store: Store = "",
     copy_role: CopyRoles = None,
     keep_workspace: KeepWorkspace = False,
+    quiet: Annotated[
+        bool,
+        typer.Option(
+            "--quiet", "-q", help="Print only the artefact's name, or in EC2 its id; on standard error only errors."
+        ),
+    ] = False,
 ) -> Result:
     """Bake the images, and prove that they start from the artefact.
 
     Images with `build` are built and pushed first, if their context has changed. If the artefact exists and is
-    verified, here or in the Bakefile's `store`, it does nothing. Needs root.
+    verified, here or in the Bakefile's `store`, it does nothing. With --image it reads no Bakefile: it bakes an ext4
+    volume, named after the first image, into `artefacts`. Needs root.
     """
     from parbake.cli.text import artefacts
     from parbake.workflows import bake as workflow
@@ -177,7 +192,11 @@ def bake(
     for unwanted, name in ((rehearse is False, "--no-rehearse"), (trace, "--trace")):
         if rehearse_in and unwanted:
             raise InputError(f"--rehearse-in asks for a rehearsal, and {name} for none", hint="leave one of them out")
-    changed = overrides(platform, store, copy_role)
+    if image and _is_given(context, "file"):
+        raise InputError("--image bakes without a Bakefile, and --file names one", hint="leave one of them out")
+    if image and file.exists():
+        events.note(f"the {file} in this folder is left aside: --image bakes without a Bakefile")
+    changed = overrides(platform, store, copy_role, image or ())
     chosen = each_platform(file, changed)
     for given, name in ((trace, "--trace"), (expect_key, "--expect-key")):
         if given:
@@ -195,16 +214,26 @@ def bake(
         expect_key=expect_key,
     )
     finished = [workflow.bake(file, events, replace(options, overrides=each)) for each in chosen]
+    if quiet:
+        return _several(finished, artefacts.finished_json, artefacts.finished_id, between="\n")
     return _several(finished, artefacts.finished_json, artefacts.finished_text)
 
 
-def _several[T](found: list[T], to_json: Callable[[T], dict[str, object]], to_text: Callable[[T], str]) -> Result:
+def _is_given(context: typer.Context, parameter: str) -> bool:
+    """Whether a user has written an option; what is not written has its default."""
+    source = context.get_parameter_source(parameter)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _several[T](
+    found: list[T], to_json: Callable[[T], dict[str, object]], to_text: Callable[[T], str], between: str = "\n\n"
+) -> Result:
     """Return the result of what was done once, or once for each platform."""
     if len(found) == 1:
         return Result(to_json(found[0]), lambda: to_text(found[0]))
     documents = [to_json(each) for each in found]
     changed = {"changed": any(each["changed"] for each in documents)} if "changed" in documents[0] else {}
-    return Result({**changed, "artefacts": documents}, lambda: "\n\n".join(map(to_text, found)))
+    return Result({**changed, "artefacts": documents}, lambda: between.join(map(to_text, found)))
 
 
 @command()

@@ -34,12 +34,24 @@ CopyRoles = Annotated[
 ]
 
 
-def overrides(platform: str, store: str, copy_roles: Sequence[str] | None = None) -> dict[str, str]:
-    """Return what options change in the Bakefile: what it is loaded with."""
-    from parbake.bakefile import COPY_ROLES, store_address
+def overrides(
+    platform: str, store: str, copy_roles: Sequence[str] | None = None, images: Iterable[str] = ()
+) -> dict[str, str]:
+    """Return what options change in the Bakefile: what it is loaded with. ``images`` are baked without one.
+
+    Raises BadReference for an image that is none.
+    """
+    from parbake.bakefile import COPY_ROLES, ONLY_IMAGES, store_address
+    from parbake.core.reference import Reference
 
     address = store_address(store) if store else ""
-    found = {"platform": platform, "store": address, COPY_ROLES: " ".join(copy_roles or ())}
+    distinct = {str(Reference.parse(image)): image for image in images}
+    found = {
+        "platform": platform,
+        "store": address,
+        COPY_ROLES: " ".join(copy_roles or ()),
+        ONLY_IMAGES: " ".join(distinct.values()),
+    }
     return {key: value for key, value in found.items() if value}
 
 

@@ -15,7 +15,7 @@ from parbake.core.blocks import BlockList
 from standins.command import Corner
 from standins.images import Built, image, layer, push
 from standins.registry import DockerRegistry
-from standins.runs import bake, bakefile, opened, private_places
+from standins.runs import bake, bakefile, opened, parbake, private_places
 from standins.store import snapshot_folders
 from standins.trees import Node, differences, scan
 
@@ -57,6 +57,18 @@ def test_the_same_plan_gives_the_same_bytes(private_places: Path, registry: Dock
     record = bake(path, "--force")
     assert record["parent"] == ""
     assert Path(record["artefact_path"] + ".blocks").read_bytes() == first
+
+
+def test_images_alone_are_what_a_bakefile_would_say(
+    private_places: Path, registry: DockerRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(private_places)
+    images = [f"{registry.host}/team/app:1", f"{registry.host}/team/other:1"]
+    alone = parbake("bake", "--no-verify", "-q", "--image", images[0], "--image", images[1])
+    assert (alone.code, alone.err) == (0, "")
+    Path("parbake.yaml").write_text(f"version: 1\nname: app\nbase: none\nimages: {images}\n")
+    record = bake(Path("parbake.yaml"))
+    assert (record["changed"], record["artefact"]) == (False, alone.out.strip())
 
 
 def look(record: dict[str, Any], folder: Path) -> tuple[list[str], dict[str, dict[bytes, Node]], dict[str, Any]]:

@@ -170,6 +170,12 @@ def finished_text(finished: BakeResult) -> str:
     return f"{finished.artefact.name}: {first}\n{record_text(finished.artefact, finished.record)}"
 
 
+def finished_id(finished: BakeResult) -> str:
+    """Return what names an artefact alone: its AMI or snapshot in the bake's own region, or its file's name."""
+    there = next(iter(finished.record.published.values()), None)
+    return (there.image or there.snapshots[0].id) if there else finished.artefact.name
+
+
 def record_text(artefact: Path, record: Record, *, wide: bool = False) -> str:
     """Return one record for people; ``wide`` names images by their whole digests, to be copied."""
     times = ", ".join(f"{name} {value:.1f} s" for name, value in record.timings.items())
