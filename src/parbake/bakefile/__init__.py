@@ -9,17 +9,6 @@ from parbake.bakefile.sections import Build, ImageEntry
 from parbake.bakefile.values import store_address
 
 __all__ = [
-    "COPY_ROLES",
-    "ONLY_IMAGES",
-    "AwsSection",
-    "Bakefile",
-    "BaseChoice",
-    "Build",
-    "FastRestoreSection",
-    "ImageEntry",
-    "RetentionSection",
-    "advice",
-    "load",
-    "schema",
-    "store_address",
-]
+    "COPY_ROLES", "ONLY_IMAGES", "AwsSection", "Bakefile", "BaseChoice", "Build", "FastRestoreSection", "ImageEntry",
+    "RetentionSection", "advice", "load", "schema", "store_address",
+]  # fmt: skip

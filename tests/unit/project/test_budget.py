@@ -8,24 +8,24 @@ from collections import Counter, defaultdict
 from tests.unit.project.test_structure import _files, _module, _name, _nodes, _wing
 
 LINES = {
-    "aws": 4300,
+    "aws": 4200,
     "bakefile": 3000,
-    "builders": 4950,
-    "cli": 5050,
-    "coldstart": 1500,
-    "containerd": 2400,
-    "core": 4650,
-    "fleet": 6400,
-    "images": 8600,
-    "machine": 6200,
+    "builders": 4900,
+    "cli": 5100,
+    "coldstart": 1450,
+    "containerd": 2350,
+    "core": 4600,
+    "fleet": 6350,
+    "images": 8550,
+    "machine": 6100,
     "node": 1150,
-    "records": 2800,
-    "rollouts": 5050,
+    "records": 2750,
+    "rollouts": 4950,
     "verify": 1650,
-    "workflows": 7050,
+    "workflows": 7150,
 }
 """The most lines of each wing's modules, without those that the protobuf compiler writes."""
-SLACK = 0.95
+SLACK = 0.94
 """A wing has at least this share of its budget: a bound that is far away bounds nothing."""
 SMALL, MOST_SMALL = 60, 22
 """A file of fewer lines that only one other file imports could be a part of that file. There are at most so many."""

@@ -21,28 +21,7 @@ from parbake.aws.ebs.upload import (
 )
 
 __all__ = [
-    "BLOCKS_TAG",
-    "ROOT_DEVICE",
-    "FetchedSnapshot",
-    "Journal",
-    "ParentSnapshot",
-    "Traits",
-    "UploadRequest",
-    "UploadResult",
-    "abandon",
-    "blocks_of",
-    "boot_mode",
-    "complete_elsewhere",
-    "completed",
-    "copy",
-    "fast_restore",
-    "fetch",
-    "key_arn",
-    "look",
-    "mark_permanent",
-    "refuse_billed",
-    "register",
-    "share",
-    "traits_of",
-    "upload",
-]
+    "BLOCKS_TAG", "ROOT_DEVICE", "FetchedSnapshot", "Journal", "ParentSnapshot", "Traits", "UploadRequest",
+    "UploadResult", "abandon", "blocks_of", "boot_mode", "complete_elsewhere", "completed", "copy", "fast_restore",
+    "fetch", "key_arn", "look", "mark_permanent", "refuse_billed", "register", "share", "traits_of", "upload",
+]  # fmt: skip

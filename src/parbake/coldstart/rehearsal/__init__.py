@@ -7,11 +7,5 @@ from parbake.coldstart.rehearsal.overlay import writable
 from parbake.coldstart.rehearsal.volume import identify, rehearse_volume
 
 __all__ = [
-    "NotStarted",
-    "cold_start",
-    "gather",
-    "identify",
-    "rehearse_machine",
-    "rehearse_volume",
-    "writable",
-]
+    "NotStarted", "cold_start", "gather", "identify", "rehearse_machine", "rehearse_volume", "writable",
+]  # fmt: skip

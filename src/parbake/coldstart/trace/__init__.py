@@ -6,24 +6,6 @@ from parbake.coldstart.trace.owners import HotFile, data_below, data_of, describ
 from parbake.coldstart.trace.tracefs import Overrun, Recorder, device_of
 
 __all__ = [
-    "SECTOR",
-    "HotFile",
-    "Overrun",
-    "Part",
-    "Read",
-    "Recorder",
-    "Trace",
-    "data_below",
-    "data_of",
-    "described",
-    "device_of",
-    "hydrate_list",
-    "load",
-    "merged",
-    "owned",
-    "prefetch_list",
-    "relocated",
-    "requests",
-    "save",
-    "summary",
-]
+    "SECTOR", "HotFile", "Overrun", "Part", "Read", "Recorder", "Trace", "data_below", "data_of", "described",
+    "device_of", "hydrate_list", "load", "merged", "owned", "prefetch_list", "relocated", "requests", "save", "summary",
+]  # fmt: skip

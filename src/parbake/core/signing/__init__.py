@@ -8,15 +8,6 @@ from parbake.core.signing.dsse import IN_TOTO, NotSigned, envelope, opened, pae
 from parbake.core.signing.keys import FileSigner, PublicKey, Signer, public_key, read_public_key
 
 __all__ = [
-    "IN_TOTO",
-    "Attached",
-    "FileSigner",
-    "NotSigned",
-    "PublicKey",
-    "Signer",
-    "envelope",
-    "opened",
-    "pae",
-    "public_key",
+    "IN_TOTO", "Attached", "FileSigner", "NotSigned", "PublicKey", "Signer", "envelope", "opened", "pae", "public_key",
     "read_public_key",
-]
+]  # fmt: skip

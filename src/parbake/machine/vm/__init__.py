@@ -10,24 +10,7 @@ from parbake.machine.vm.saved import Saved
 from parbake.machine.vm.seed import Seed, agent_credentials, agent_seed
 
 __all__ = [
-    "CONTAINERD",
-    "NETWORK_MAC",
-    "Clock",
-    "Disks",
-    "Drive",
-    "Guest",
-    "GuestRead",
-    "Machine",
-    "Ran",
-    "Saved",
-    "Seed",
-    "Waited",
-    "accelerator",
-    "agent_credentials",
-    "agent_seed",
-    "boots",
-    "busiest_disk",
-    "is_bootable",
-    "marked_disk",
+    "CONTAINERD", "NETWORK_MAC", "Clock", "Disks", "Drive", "Guest", "GuestRead", "Machine", "Ran", "Saved", "Seed",
+    "Waited", "accelerator", "agent_credentials", "agent_seed", "boots", "busiest_disk", "is_bootable", "marked_disk",
     "read_log",
-]
+]  # fmt: skip

@@ -11,12 +11,5 @@ from parbake.records.genuine.published import need_published
 from parbake.records.genuine.signed import mend, need, open_signer, read_signed
 
 __all__ = [
-    "contradiction",
-    "doubt_of_published",
-    "listed",
-    "mend",
-    "need",
-    "need_published",
-    "open_signer",
-    "read_signed",
-]
+    "contradiction", "doubt_of_published", "listed", "mend", "need", "need_published", "open_signer", "read_signed",
+]  # fmt: skip

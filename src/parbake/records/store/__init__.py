@@ -22,24 +22,7 @@ from parbake.records.store.port import Listed, Store, StoredObject, state_of
 from parbake.records.store.shared import Shared
 
 __all__ = [
-    "Entry",
-    "Lease",
-    "Listed",
-    "Need",
-    "Shared",
-    "Store",
-    "StoredObject",
-    "claimed",
-    "held",
-    "identity_of",
-    "leases_of",
-    "need_conditional_writes",
-    "needed",
-    "needs_of",
-    "note",
-    "open_store",
-    "refreshed_output",
-    "session_store",
-    "state_of",
-    "trail",
-]
+    "Entry", "Lease", "Listed", "Need", "Shared", "Store", "StoredObject", "claimed", "held", "identity_of",
+    "leases_of", "need_conditional_writes", "needed", "needs_of", "note", "open_store", "refreshed_output",
+    "session_store", "state_of", "trail",
+]  # fmt: skip

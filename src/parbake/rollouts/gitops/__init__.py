@@ -19,18 +19,6 @@ from parbake.rollouts.gitops.objects import (
 from parbake.rollouts.gitops.repository import Edit, Repository, inside, write
 
 __all__ = [
-    "Edit",
-    "ManifestPlace",
-    "Repository",
-    "change",
-    "find",
-    "inside",
-    "merged",
-    "parse_path",
-    "patched_values",
-    "read",
-    "set_value",
-    "the_one",
-    "value_at",
-    "write",
-]
+    "Edit", "ManifestPlace", "Repository", "change", "find", "inside", "merged", "parse_path", "patched_values", "read",
+    "set_value", "the_one", "value_at", "write",
+]  # fmt: skip

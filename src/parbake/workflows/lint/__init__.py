@@ -18,18 +18,9 @@ from parbake.workflows.lint.rules import BY_ID, RULES, Finding, Rule
 from parbake.workflows.lint.sarif import document as sarif
 
 __all__ = [
-    "RULES",
-    "Bake",
-    "Finding",
-    "Rule",
-    "bakes_of",
-    "examine",
-    "gather",
-    "of_bakefile",
-    "of_record",
-    "sarif",
+    "RULES", "Bake", "Finding", "Rule", "bakes_of", "examine", "gather", "of_bakefile", "of_record", "sarif",
     "together",
-]
+]  # fmt: skip
 
 _MADE = {"Pod", "ReplicaSet", "Job"}
 _ORDER = {"error": 0, "warning": 1, "note": 2}
