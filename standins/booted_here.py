@@ -15,7 +15,7 @@ from typing import Any, Self, override
 
 import pytest
 
-from parbake.coldstart.rehearsal.host import LocalHost
+from parbake.coldstart.rehearsal.cold_start import LocalHost
 from parbake.coldstart.rehearsal.overlay import writable
 from parbake.containerd import Cri, Daemon
 from parbake.core import netns, run

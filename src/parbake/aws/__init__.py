@@ -5,6 +5,7 @@ Nothing here imports boto3 before ``client`` is called, so a local bake neither 
 
 from parbake.aws.clients import (
     Client,
+    Rest,
     account,
     acting_as,
     client,
@@ -15,7 +16,6 @@ from parbake.aws.clients import (
 )
 from parbake.aws.errors import translate as translating
 from parbake.aws.images import SourceImage, find_source, mark, named, nearest
-from parbake.aws.rest import Rest
 from parbake.aws.tags import (
     ARTEFACT,
     EXPIRY,

@@ -22,8 +22,10 @@ from parbake.cli.app import (
     written,
 )
 from parbake.cli.project import Project
+from parbake.cli.text.tables import table, wrapped
 from parbake.core.errors import InputError
 from parbake.core.events import Events
+from parbake.core.units import human_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -271,8 +273,6 @@ def advise(
 
 
 def _advised(advice: Advice, at: Situation | None, prices: Prices, pulls: Sequence[Pull], **parts: Frozen) -> Result:
-    from parbake.cli.text.coldstart import advice_text
-
     document = {
         "recommended": advice.best.name,
         "bake": advice.best.bakes,
@@ -281,6 +281,38 @@ def _advised(advice: Advice, at: Situation | None, prices: Prices, pulls: Sequen
         "pulls": [each.model_dump(mode="json") for each in pulls],
     }
     return Result(document, lambda: advice_text(advice, at, prices))
+
+
+def advice_text(advice: Advice, at: Situation | None, prices: Prices) -> str:
+    """Return the remedies, the cheapest first, and why; ``at`` is None where nothing is baked yet."""
+    facts = [
+        ("prices", f"{prices.currency}, {prices.region}, {prices.date}; a node {prices.node_hour.value:g} an hour")
+    ]
+    if at:
+        hot = min(at.hot, at.data)
+        reads = f", in {at.reads:,} reads one after the other" if at.reads else ""
+        facts[:0] = [
+            ("a start reads", f"{human_bytes(hot)} of {human_bytes(at.data)} ({hot / at.data:.1%}){reads}"),
+            ("starts", f"{at.launches:g} a day in {at.zones} zones, at most {at.burst} at once in one"),
+            ("hidden by the boot", f"{at.boot:g} s"),
+            ("nodes", f"have a {at.drive} volume, live {at.lifetime:g} h"),
+            ("bakes", f"{at.bakes:g} a month, {at.bake_minutes:g} minutes each"),
+        ]
+    rows = (
+        (
+            remedy.name,
+            f"{remedy.seconds:.1f} s more",
+            f"{remedy.cost:,.2f}",
+            f"{remedy.waiting:,.2f}",
+            f"{remedy.total:,.2f}",
+            remedy.note,
+        )
+        for remedy in advice.remedies
+    )
+    remedies = table(rows, header=("remedy", "a start takes", "costs", "waiting", "in all"), notes=True)
+    money = f"{prices.currency} a month: the remedy itself, nodes that wait, and both"
+    reason = "\n".join(wrapped(f"recommended: {advice.best.name}, because {advice.reason}"))
+    return f"{table(facts)}\n\n{remedies}\n\n{money}\n{reason}"
 
 
 def _priced(file: Path | None, node_hour: float | None) -> Prices:

@@ -317,9 +317,9 @@ class TestKms:
     def test_a_record_is_signed_by_kms(self, shop: Shop) -> None:
         from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-        from parbake.aws.kms import KmsSigner
         from parbake.bakefile import load
         from parbake.records import genuine
+        from parbake.records.genuine.signed import KmsSigner
 
         arn = self.key()
         pem = KmsSigner(arn).public.key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
@@ -337,10 +337,10 @@ class TestKms:
         from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
         from parbake import aws
-        from parbake.aws.kms import KmsSigner
         from parbake.bakefile import load
         from parbake.core.errors import AwsError
         from parbake.records import genuine
+        from parbake.records.genuine.signed import KmsSigner
 
         role = "arn:aws:iam::210987654321:role/bake"
         with aws.acting_as(role):
@@ -355,8 +355,8 @@ class TestKms:
             genuine.open_signer(load(shop.file))
 
     def test_a_key_of_another_kind_is_refused(self) -> None:
-        from parbake.aws.kms import KmsSigner
         from parbake.core.errors import InputError
+        from parbake.records.genuine.signed import KmsSigner
 
         with pytest.raises(InputError, match="is RSA_2048 for SIGN_VERIFY") as error:
             KmsSigner(self.key(KeySpec="RSA_2048"))

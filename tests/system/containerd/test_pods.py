@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from parbake.coldstart.rehearsal.host import LocalHost
+from parbake.coldstart.rehearsal.cold_start import LocalHost
 from parbake.containerd import Client, Cri, Daemon, NotFound
 from parbake.containerd.cri import ContainerStatus, log_text
 from parbake.core import cgroups, mounts

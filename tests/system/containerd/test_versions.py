@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import pytest
 
-from parbake.coldstart.rehearsal.host import LocalHost
+from parbake.coldstart.rehearsal.cold_start import LocalHost
 from parbake.containerd import Cri, Daemon
 from parbake.containerd.cri import log_text
 from parbake.core import run

@@ -25,7 +25,7 @@ from parbake.aws.costs import (
 from parbake.aws.costs.advise import raised_hour
 from parbake.aws.costs.prices import Price
 from parbake.aws.costs.rates import PullName
-from parbake.cli.text.coldstart import advice_text
+from parbake.cli.coldstart import advice_text
 from parbake.core.errors import InputError
 from parbake.core.model import GIB, MIB
 

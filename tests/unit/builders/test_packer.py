@@ -15,6 +15,7 @@ import pytest
 
 from parbake.bakefile import Bakefile, load
 from parbake.builders import packer
+from parbake.builders.packer import builder
 from parbake.core.errors import InputError, ParbakeError
 from parbake.workflows.export import write
 from standins import packer_program
@@ -169,10 +170,10 @@ def test_manifests_are_read() -> None:
         return json.dumps({"builds": builds, "last_run_uuid": last})
 
     old, new = build("1", "eu-west-1:ami-0a", key="a"), build("2", "eu-central-1:ami-0c,us-gov-west-1:ami-0b", key="b")
-    assert packer.artefacts(text("2", old, new)) == {"eu-central-1": "ami-0c", "us-gov-west-1": "ami-0b"}
-    assert packer.artefacts(text("1", old, new), key="a") == {"eu-west-1": "ami-0a"}
+    assert builder.artefacts(text("2", old, new)) == {"eu-central-1": "ami-0c", "us-gov-west-1": "ami-0b"}
+    assert builder.artefacts(text("1", old, new), key="a") == {"eu-west-1": "ami-0a"}
     for bad in (text("2", old), text("1", old, new).replace("eu-west-1:", ""), "", "[]", '{"builds": []}'):
         with pytest.raises(ParbakeError, match="manifest"):
-            packer.artefacts(bad)
+            builder.artefacts(bad)
     with pytest.raises(ParbakeError, match="names no AMI of its last run"):
-        packer.artefacts(text("2", old, new), key="a")
+        builder.artefacts(text("2", old, new), key="a")

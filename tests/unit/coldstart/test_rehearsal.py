@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from parbake.coldstart.rehearsal import attached
+from parbake.coldstart.rehearsal import machine
 from parbake.coldstart.rehearsal.machine import Starts, Window, parts_of, start_all
 from parbake.coldstart.trace import Read
 from parbake.core.errors import MachineError
@@ -85,7 +85,7 @@ def test_each_image_finds_a_volume_of_which_nothing_is_in_a_cache(volume: Path) 
 
 
 def test_marks_are_sectors_of_the_volume_and_others_each_time(volume: Path) -> None:
-    found = [attached.mark(cast("Any", Played(volume).node), volume) for _ in range(5)]
+    found = [machine.mark(cast("Any", Played(volume).node), volume) for _ in range(5)]
     assert len(set(found)) == 5
     assert all(len(set(marks)) == 3 and 0 <= min(marks) <= max(marks) < 2048 for marks in found)
 

@@ -20,8 +20,7 @@ from parbake.core.events import Events
 from parbake.fleet import audit, quarantine
 from parbake.records.store import Need, held, identity_of, leases, needed, note, trail
 from parbake.records.store.folder import FolderStore
-from parbake.records.store.leases import Lease, LeaseClaim
-from parbake.records.store.notes import StoreNotes
+from parbake.records.store.leases import Lease, LeaseClaim, StoreNotes
 from parbake.records.store.port import MOST, Listed, Store, StoredObject, TooLarge
 from parbake.records.store.shared import Shared
 from standins.odd import odd_bytes, with_something_odd

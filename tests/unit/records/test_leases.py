@@ -14,8 +14,7 @@ from parbake.core.errors import ClaimLost, EnvironmentProblem
 from parbake.core.events import Event, Events
 from parbake.records.store import leases
 from parbake.records.store.folder import FolderStore
-from parbake.records.store.leases import LeaseClaim, claimed, held
-from parbake.records.store.notes import StoreNotes
+from parbake.records.store.leases import LeaseClaim, StoreNotes, claimed, held
 from parbake.records.store.port import MOST, StoredObject
 from standins import machines
 from standins.machines import elsewhere, on

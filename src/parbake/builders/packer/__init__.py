@@ -5,7 +5,6 @@ Amazon plugin's documentation (version 1.8), builder amazon-ebs; Packer's HCL re
 text in a file of variables means itself, and ``//`` is a comment).
 """
 
-from parbake.builders.packer.manifest import artefacts
 from parbake.builders.packer.template import VALUES, Folder, folder, reference_text, values_text, variables
 
-__all__ = ["VALUES", "Folder", "artefacts", "folder", "reference_text", "values_text", "variables"]
+__all__ = ["VALUES", "Folder", "folder", "reference_text", "values_text", "variables"]

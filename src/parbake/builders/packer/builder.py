@@ -7,11 +7,13 @@ whoever runs it would have to be allowed to change and to tag what is not parbak
 What Packer makes on the way carries parbake's tags, and so does the AMI: a run that finds the AMI of its key takes it.
 Packer is asked to end (SIGTERM) and given time for its own clean-up; should it be killed with parbake, the instance
 shuts itself down and is removed by that, and ``run_tags`` name the rest.
-Sources: Packer's commands init, validate and build; the Amazon plugin's artifact (see ``parbake.builders.packer``).
+Sources: Packer's commands init, validate and build; its manifest post-processor (builds, ``last_run_uuid``); the Amazon
+plugin's artifact, whose id is ``region:ami`` for each region, separated by commas.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -37,6 +39,8 @@ _AROUND_SECONDS = 5 * 3600.0
 _CLEANUP_SECONDS = 900.0
 _LOOK_SECONDS = 0.5
 _STEP = re.compile(r"==> [\w.-]+: (.+)|    [\w.-]+: (parbake: .+)")
+_PART = re.compile(r"([a-z]{2,}(?:-[a-z0-9]+)+):(ami-[0-9a-f]+)")
+_UNREADABLE = "see the output of packer above; `packer build` in the exported folder shows more"
 _WRAPPED = "is PACKER_CONFIG or a wrapper of packer in the way?"
 _INSTALL = "install it from developer.hashicorp.com/packer/install (Debian has no package), or write `builder: ec2`"
 
@@ -93,7 +97,7 @@ class PackerBuilder(RemoteBuilder):
             text = (folder / _MANIFEST).read_text()
         except FileNotFoundError as error:
             raise ParbakeError("packer succeeded, but wrote no manifest", hint=_WRAPPED) from error
-        made = packer.artefacts(text, key=plan.key)
+        made = artefacts(text, key=plan.key)
         if region not in made:
             raise ParbakeError(f"packer made an AMI in {', '.join(made)}, and not in {region}", hint=_WRAPPED)
         return made[region]
@@ -193,3 +197,32 @@ def _write(folder: Path, files: Mapping[str, str]) -> None:
         with room_for(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
+
+
+def artefacts(text: str, *, key: str = "") -> dict[str, str]:
+    """Return the AMI of each region that the last run made; raises ParbakeError when the text does not say.
+
+    ``text`` is what the manifest post-processor wrote. With ``key``, a build that carries another key (an earlier one
+    in the same file) is not it. Pure.
+    """
+    try:
+        document: Any = json.loads(text)
+        builds = [
+            build
+            for build in document["builds"]
+            if build.get("packer_run_uuid") == document["last_run_uuid"]
+            and (not key or (build.get("custom_data") or {}).get("key") == key)
+        ]
+        found = {region: ami for build in builds for region, ami in _parts(str(build["artifact_id"]))}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ParbakeError(f"Packer's manifest cannot be read: {error!r}", hint=_UNREADABLE) from error
+    if not found:
+        raise ParbakeError("Packer's manifest names no AMI of its last run", hint=_UNREADABLE)
+    return found
+
+
+def _parts(artifact: str) -> list[tuple[str, str]]:
+    matches = [_PART.fullmatch(part) for part in artifact.split(",")]
+    if not all(matches):
+        raise ValueError(artifact)
+    return [(match.group(1), match.group(2)) for match in matches if match]

@@ -6,6 +6,7 @@ image: it is unmounted, and mounted anew under a runtime that starts anew.
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -13,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
-from parbake.coldstart.rehearsal import attached
 from parbake.coldstart.rehearsal.cold_start import NotStarted, stages_of, wait_image
 from parbake.coldstart.rehearsal.overlay import writable
 from parbake.coldstart.rehearsal.volume import identify
 from parbake.coldstart.trace import SECTOR, Part, Read, Trace, described
+from parbake.core import run
 from parbake.core.cgroups import Limits
 from parbake.core.errors import ContainerdError, DeadlineExceeded, EnvironmentProblem, MachineError
 from parbake.core.model import Image, Plan, Startup
@@ -27,10 +28,19 @@ from parbake.machine import disk
 from parbake.machine.vm import GuestRead, accelerator, busiest_disk, marked_disk, read_log
 from parbake.machine.vm.firmware import qemu_format
 from parbake.verify import Verification
+from parbake.verify.booted import VOLUME_DEVICE
 
 if TYPE_CHECKING:
-    from parbake.core.events import Events
+    from pathlib import Path
 
+    from parbake.core.events import Events
+    from parbake.verify.booted import BootedNode
+
+
+_MARKS: Final = 3
+_EACH: Final = f'for at; do dd if={VOLUME_DEVICE} of=/dev/null bs={SECTOR} count=1 iflag=direct skip="$at"; done'
+_RUNTIME: Final = "containerd.service"
+_LIMIT: Final = 60.0  # seconds with hardware virtualisation
 _FORGET: Final = "echo 3 >/proc/sys/vm/drop_caches"
 _MEMORY: Final = (2048, 8192)  # MiB: what emulated machines have that resume, and what is enough for any start
 _TOO_MUCH: Final = "it read more often than a trace can hold"
@@ -50,7 +60,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Starts:
-    """What was started in a machine, what was not and why, and how a volume's disk was marked (``attached.mark``)."""
+    """What was started in a machine, what was not and why, and how a volume's disk was marked (``mark``)."""
 
     windows: list[Window]
     skipped: dict[str, str]
@@ -81,7 +91,7 @@ def start_all(verification: Verification, plan: Plan) -> Starts:
     if node.is_docker:
         raise EnvironmentProblem("a node that runs Docker is not rehearsed", hint="bake without --rehearse")
     if verification.kind == "volume":
-        found = Starts([], {}, attached.mark(node, verification.artefact))
+        found = Starts([], {}, mark(node, verification.artefact))
     else:
         found = Starts([Window("boot", "boot", 0.0, time.time(), round(node.boot_seconds, 3))], {})
     verification.provide_sandbox()
@@ -98,13 +108,13 @@ def _start(verification: Verification, plan: Plan, image: Image) -> Window:
     node, stages = verification.node, dict[str, float]()
     try:
         if verification.kind == "volume":
-            attached.let_go(node)
+            let_go(node)
         else:
             with suppress(MachineError):  # what a cache holds then is missing from this part alone
                 node.machine.guest.check(["sh", "-c", _FORGET])
         begun = time.time()
         if verification.kind == "volume":
-            stages = attached.take_up(node, plan.artefact.filesystem)
+            stages = take_up(node, plan.artefact.filesystem)
             wait_image(node.cri, image, stretch=node.machine.stretch)
         started = verification.starter.start(image.names[0], image.startup or Startup())
     except (MachineError, ContainerdError, DeadlineExceeded) as error:
@@ -181,3 +191,39 @@ def _part(window: Window, reads: Sequence[GuestRead], start: int, size: int) -> 
             if window.begun <= read.at < window.ended and start <= read.sector < end
         ),
     )
+
+
+def mark(node: BootedNode, volume: Path) -> tuple[int, ...]:
+    """Have some sectors of the volume read in the machine, each by itself; return them, for ``vm.marked_disk``.
+
+    A file system reads larger blocks, and nobody knows beforehand which sectors these are. Raises MachineError.
+    """
+    marks = tuple(random.SystemRandom().sample(range(volume.stat().st_size // SECTOR), _MARKS))
+    words = ["sh", "-ec", _EACH, "sh", *map(str, marks)]
+    node.machine.guest.check(words, timeout=_LIMIT * node.machine.stretch)
+    return marks
+
+
+def let_go(node: BootedNode) -> None:
+    """Stop the runtime and unmount the volume, so that no cache of the machine has anything of it.
+
+    Raises MachineError, also where something that was started still uses it.
+    """
+    *_, place = node.mounting
+    # At the end: udev looks at a disk that nobody uses any more, and what it reads is none of the next start's.
+    for act in (["systemctl", "stop", _RUNTIME], ["umount", place], ["udevadm", "settle"]):
+        node.machine.guest.check(act, timeout=_LIMIT * node.machine.stretch)
+
+
+def take_up(node: BootedNode, filesystem: str) -> dict[str, float]:
+    """Mount the volume and start the runtime on it; return the seconds of both stages.
+
+    Its ``filesystem`` is named, so that nobody searches all of the disk for signatures: that was udev's, at the attach.
+    Raises MachineError, ContainerdError, DeadlineExceeded.
+    """
+    limit, begun = _LIMIT * node.machine.stretch, time.monotonic()
+    node.machine.guest.check([*node.mounting, "-t", filesystem], timeout=limit)
+    mounted = time.monotonic()
+    node.machine.guest.check(["systemctl", "start", _RUNTIME], timeout=limit)
+    node.cri.wait_ready(run.Deadline(limit, "the runtime is ready for pods"))
+    return {"mount": mounted - begun, "containerd": time.monotonic() - mounted}

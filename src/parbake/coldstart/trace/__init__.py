@@ -1,7 +1,19 @@
 """Start-up traces: which blocks of a device a cold start reads, in which order; recorded by the kernel's tracefs."""
 
-from parbake.coldstart.trace.data import SECTOR, Part, Read, Trace, load, merged, relocated, requests, save, summary
-from parbake.coldstart.trace.listing import hydrate_list, prefetch_list
+from parbake.coldstart.trace.data import (
+    SECTOR,
+    Part,
+    Read,
+    Trace,
+    hydrate_list,
+    load,
+    merged,
+    prefetch_list,
+    relocated,
+    requests,
+    save,
+    summary,
+)
 from parbake.coldstart.trace.owners import HotFile, data_below, data_of, described, owned
 from parbake.coldstart.trace.tracefs import Overrun, Recorder, device_of
 

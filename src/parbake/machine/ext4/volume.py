@@ -3,7 +3,7 @@
 mke2fs makes the empty file system; this room adds files to it and keeps its books. Nothing needs root, and the same
 layers give the same bytes, whichever threads were faster. What lies where is written into a file in the volume's root
 (``LAYOUT``), so that a later bake can start from the volume as it is: layers that stay are not touched. Beside it is
-what nodes read into memory before a start (``PREFETCH``, see ``coldstart.trace.listing``): empty without a rehearsal.
+what nodes read into memory before a start (``PREFETCH``, see ``coldstart.trace``): empty without a rehearsal.
 """
 
 from __future__ import annotations

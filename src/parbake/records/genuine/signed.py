@@ -5,13 +5,14 @@ The envelope beside a record holds all of it, and counts: the record's own file 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, override
 
 from parbake.core.errors import InputError, VerificationFailed
 from parbake.core.events import Events
-from parbake.core.signing import FileSigner, NotSigned, Signer, opened, public_key
+from parbake.core.signing import FileSigner, NotSigned, PublicKey, Signer, opened, public_key, read_public_key
 from parbake.core.workspace import publish, work_folder
 from parbake.records import folder
 from parbake.records.genuine.claims import contradiction, of_file
@@ -20,6 +21,7 @@ from parbake.records.record import SUFFIX, Record
 if TYPE_CHECKING:
     from parbake.bakefile import Bakefile
     from parbake.bakefile.salvage import ProofSettings
+
 
 _TEST = b"parbake: a test of the key before anything is made"
 
@@ -34,8 +36,7 @@ def open_signer(bakefile: Bakefile | ProofSettings) -> Signer | None:
         return None
     signer: Signer
     if section.kms:
-        from parbake.aws import acting_as  # loads only where AWS is asked
-        from parbake.aws.kms import KmsSigner
+        from parbake.aws import acting_as
 
         with acting_as(bakefile.aws.role, bakefile.aws.external_id, places={}):
             signer = KmsSigner(section.kms)
@@ -144,3 +145,34 @@ def _payload(artefact: Path, trust: Sequence[Path]) -> bytes:
 
 def _names(trust: Sequence[Path]) -> str:
     return " or ".join(path.name for path in trust)
+
+
+class KmsSigner(Signer):
+    """Signs with the asymmetric key of an ARN (a key's or an alias's), which must be ECC_NIST_P256 and for signing.
+
+    The key never leaves AWS KMS. Sources: KMS API reference, Sign (with MessageType DIGEST the caller hashes;
+    ECDSA_SHA_256 answers ASN.1 DER) and GetPublicKey (SubjectPublicKeyInfo as DER).
+    Raises InputError for a key of another kind, AwsNotFound, AwsNoAccess, AwsError.
+    """
+
+    def __init__(self, arn: str) -> None:
+        from parbake import aws  # loads only where AWS is asked
+
+        self._arn = arn
+        self._kms = aws.client("kms", arn.split(":")[3])
+        found: dict[str, Any] = self._kms.get_public_key(KeyId=arn)
+        kind = str(found.get("KeySpec") or found.get("CustomerMasterKeySpec"))
+        if kind != "ECC_NIST_P256" or found.get("KeyUsage") != "SIGN_VERIFY":
+            raise InputError(
+                f"{arn} is {kind} for {found.get('KeyUsage')}",
+                hint="name a key of the kind ECC_NIST_P256 for SIGN_VERIFY: aws kms create-key --key-spec ECC_NIST_P256"
+                " --key-usage SIGN_VERIFY",
+            )
+        self.public: PublicKey = read_public_key(found["PublicKey"], arn)
+
+    @override
+    def sign(self, message: bytes) -> bytes:
+        """Return the signature over a message; only its SHA-256 is sent."""
+        digest = hashlib.sha256(message).digest()
+        answer = self._kms.sign(KeyId=self._arn, Message=digest, MessageType="DIGEST", SigningAlgorithm="ECDSA_SHA_256")
+        return bytes(answer["Signature"])

@@ -15,10 +15,9 @@ from parbake.records.store.choose import (
     session_store,
 )
 from parbake.records.store.entries import Entry
-from parbake.records.store.identity import identity_of
 from parbake.records.store.leases import Lease, claimed, held
 from parbake.records.store.needs import Need, needed, note
-from parbake.records.store.port import Listed, Store, StoredObject, state_of
+from parbake.records.store.port import Listed, Store, StoredObject, identity_of, state_of
 from parbake.records.store.shared import Shared
 
 __all__ = [

@@ -14,7 +14,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -30,12 +30,12 @@ from parbake.core.model import Frozen
 from parbake.core.run import sleep
 from parbake.core.timestamps import read_timestamp, timestamp
 from parbake.core.workspace import cache_folder, lock, part_of
-from parbake.records.store import notes
-from parbake.records.store.notes import StoreNotes
 from parbake.records.store.port import Store, listed, state_of
 
 FOLDER = "leases/"
 _NAME = re.compile(rf"{FOLDER}[0-9a-f]{{64}}(\.[a-z0-9-]+)?")
+NOTES = "notes/"
+_NOTE = re.compile(rf"{NOTES}[0-9a-f]{{64}}\.[A-Za-z0-9._-]+\.(?P<series>[0-9]{{4}})-[0-9]{{6}}")
 TTL = 60.0
 """Seconds without a sign of life after which a holder counts as dead."""
 RENEWAL = 15.0
@@ -260,8 +260,58 @@ def claimed(store: Store, key: str, what: str, events: Events) -> Iterator[Lease
 def sweep(store: Store, older: timedelta) -> None:
     """Remove leases that nobody holds, and notes of work that nobody has continued for that long."""
     busy = held(store)
-    for folder, pattern in ((FOLDER, _NAME), (notes.FOLDER, notes.NAME)):
+    for folder, pattern in ((FOLDER, _NAME), (NOTES, _NOTE)):
         for each in list(listed(store, folder, pattern)):
             key = each.name.removeprefix(folder).partition(".")[0]
             if key not in busy and datetime.now(UTC) - each.modified > older:
                 store.remove(each.name)
+
+
+class StoreNotes:
+    """The notes on one piece of work, from which another machine continues it: objects that are never written twice.
+
+    ``notes/KEY.WHAT.SERIES-NUMBER`` holds some lines; the numbers of a series have no gap, so that of two writers one
+    is told that it is not alone any more. ``need`` raises ClaimLost where another machine has taken the work over.
+    """
+
+    def __init__(self, store: Store, what: str, holder: str, need: Callable[[], None]) -> None:
+        self._store, self._prefix, self._need = store, f"{NOTES}{what}.", need
+        self.holder = holder
+        self._series, self._count = 0, 0
+
+    @property
+    def series(self) -> int:
+        """The number of the series that ``begin`` begins; ``read`` comes first."""
+        return self._series + 1
+
+    def read(self) -> str:
+        """Return the lines of the newest series."""
+        there = sorted(each.name for each in self._store.list(self._prefix))
+        found = [match for name in there if (match := _NOTE.fullmatch(name))]
+        newest = found[-1]["series"] if found else "0"
+        names = [match[0] for match in found if match["series"] == newest]
+        self._series, self._count = int(newest), len(names)
+        held = (state_of(self._store, name) for name in names)
+        return "".join(each.content.decode(errors="replace") for each in held if each)
+
+    def begin(self, line: str) -> None:
+        """Begin the next series."""
+        self._series, self._count = self.series, 0
+        self.add(f"{line}\n")
+
+    def add(self, lines: str) -> None:
+        """Add lines."""
+        self._need()
+        name, content = f"{self._prefix}{self._series:04d}-{self._count:06d}", lines.encode()
+        if not self._store.add(name, content):
+            held = self._store.get(name)
+            if held is None or held.content != content:  # else the answer to a first try was lost
+                raise ClaimLost(f"another machine has continued {name}")
+        self._count += 1
+
+    def forget(self) -> None:
+        """Begin an empty series: no number is used twice, and those who bake need not be allowed to remove anything.
+
+        Pruning removes what is a day old.
+        """
+        self.begin("{}")

@@ -6,6 +6,7 @@ implements this keeps one promise above all: of two writers that ``add`` one nam
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -82,3 +83,25 @@ def state_of(store: Store, name: str, most: int = MOST) -> StoredObject | None:
         return store.get(name, most)
     except TooLarge as error:
         return StoredObject(b"", error.version)
+
+
+_IDENTITY = "identity"
+_WORD = re.compile(rb"[0-9a-f]{16}\n")
+
+
+def identity_of(store: Store, *, make: bool = False) -> str:
+    """Return the word that names a store; empty where it has none yet, unless one is to be made.
+
+    Folders of one path on two machines are two stores, and must not be taken for one.
+
+    Raises BadContent, and what asking raises.
+    """
+    held = store.get(_IDENTITY)
+    if held is None and make:
+        store.add(_IDENTITY, f"{os.urandom(8).hex()}\n".encode())
+        held = store.get(_IDENTITY)
+    if held is None:
+        return ""
+    if not _WORD.fullmatch(held.content):
+        raise BadContent(f"{_IDENTITY} in {store.url} is not a valid store identity", hint="remove it")
+    return held.content.decode().strip()

@@ -14,8 +14,7 @@ from parbake.images.owners import Owners
 from parbake.images.workloads import Documents, from_cluster, pod_specs, things_in
 from parbake.workflows.lint import nodes, pods
 from parbake.workflows.lint.bakes import Bake, of_bakefile, of_record, together
-from parbake.workflows.lint.rules import BY_ID, RULES, Finding, Rule
-from parbake.workflows.lint.sarif import document as sarif
+from parbake.workflows.lint.rules import BY_ID, RULES, Finding, Rule, sarif
 
 __all__ = [
     "RULES", "Bake", "Finding", "Rule", "bakes_of", "examine", "gather", "of_bakefile", "of_record", "sarif",
