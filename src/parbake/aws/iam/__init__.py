@@ -13,17 +13,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from parbake.aws.iam import bakes, managed, pruning, rollouts, stores
+from parbake.aws.iam import bakes, rollouts
 from parbake.aws.iam.statements import (
     CALLER,
+    OURS,
     Names,
     Policy,
     Scope,
     allow,
     both,
     cautions,
+    for_store,
     here,
     missing,
+    never_take_over,
     partition,
     policy,
     suffix,
@@ -46,6 +49,20 @@ _ASKED = (
     "DescribeSnapshots", "DescribeSubnets", "DescribeVpcEndpoints", "GetAllowedImagesSettings", "GetEbsDefaultKmsKeyId",
     "GetEbsEncryptionByDefault", "GetImageBlockPublicAccessState", "GetSnapshotBlockPublicAccessState",
 )  # fmt: skip
+_MAY_REFER = (
+    "autoscaling:DescribeAutoScalingGroups", "autoscaling:DescribeInstanceRefreshes",
+    "autoscaling:DescribeLaunchConfigurations", "ec2:DescribeFastSnapshotRestores", "ec2:DescribeImageAttribute",
+    "ec2:DescribeImageReferences", "ec2:DescribeImageUsageReportEntries", "ec2:DescribeImageUsageReports",
+    "ec2:DescribeImages", "ec2:DescribeInstances", "ec2:DescribeLaunchTemplates", "ec2:DescribeLaunchTemplateVersions",
+    "ec2:DescribeSnapshots", "ec2:DescribeVolumes", "eks:DescribeNodegroup", "eks:DescribeUpdate", "eks:ListClusters",
+    "eks:ListNodegroups", "eks:ListUpdates", "imagebuilder:GetContainerRecipe", "imagebuilder:ListContainerRecipes",
+    "imagebuilder:ListImageRecipes", "ssm:DescribeParameters",
+)  # fmt: skip
+_RETIRE = (
+    "ec2:CreateTags", "ec2:DeleteSnapshot", "ec2:DeleteTags", "ec2:DeregisterImage", "ec2:DisableFastSnapshotRestores",
+    "ec2:DisableImageDeprecation", "ec2:EnableImageDeprecation",
+)  # fmt: skip
+_READ_PARAMETERS = ("ssm:GetParameter", "ssm:GetParameterHistory", "ssm:GetParameters")
 # What the direct APIs do with a key by the caller's own hand (EBS user guide, "IAM permissions for EBS direct APIs").
 _DIRECT_KMS = ("kms:Encrypt", "kms:GenerateDataKey")
 
@@ -63,13 +80,13 @@ def policies(bakefile: Bakefile, names: Names | None = None) -> dict[str, Policy
         scope = scope.alone(bakefile.rollout, Role(role).account)
     found = {"caller": policy(_caller(scope))}
     if bakefile.traits.on_instance:
-        found["instance_role"] = policy([*_pull(scope), *managed.instance(scope)])
+        found["instance_role"] = policy([*_pull(scope), *bakes.agent(scope)])
         found["instance_role_trust"] = _trust(scope)
     rollout = list(rollouts.statements(scope))
     if rollout:
-        found["rollout"] = policy([*rollout, *stores.statements(scope, noting=ROLLOUTS)])
+        found["rollout"] = policy([*rollout, *for_store(scope, noting=ROLLOUTS)])
     if bakefile.traits.in_ec2 or bakefile.rollout:
-        found["prune"] = policy([*pruning.statements(scope), *stores.statements(scope, "s3:DeleteObject")])
+        found["prune"] = policy([*_prune(scope), *for_store(scope, "s3:DeleteObject")])
         found["doctor"] = policy(_doctor(scope))
     karpenter = list(_karpenter(scope))
     if karpenter:
@@ -97,7 +114,7 @@ def _roles(scope: Scope) -> dict[str, Policy]:
         targets = [each for each in bakefile.rollout if each.role == role]
         its = scope.alone(targets, Role(role).account)
         found[f"role_of_{targets[0].name}"] = policy(
-            [*pruning.reads(its), *rollouts.for_targets(its, scope.names.account)]
+            [*_look_for_uses(its), *rollouts.for_targets(its, scope.names.account)]
         )
         found[f"role_of_{targets[0].name}_trust"] = _trust_the_caller(scope, targets[0].external_id)
     return found
@@ -109,7 +126,7 @@ def _copier(its: Scope, source: str) -> Iterator[Policy]:
     if its.bakefile.aws.encrypted:
         yield from _with_key("Encrypt", its, _KMS)
     yield from _with_default_keys("EncryptByDefault", its, _KMS)
-    yield from (each for each in pruning.statements(its) if each["Effect"] == "Allow")
+    yield from (each for each in _prune(its) if each["Effect"] == "Allow")
 
 
 def _trust_the_caller(scope: Scope, external_id: str | None) -> Policy:
@@ -136,10 +153,9 @@ def _caller(scope: Scope) -> Iterator[Policy]:
     if bakefile.base.ami and not (bakefile.base.ami.id or bakefile.base.ami.name):
         name = bakefile.base.ami.parameter(bakefile.platform)
         yield allow("FindTheBase", ["ssm:GetParameter"], scope.parameter(name, [scope.home]))
-    yield from stores.statements(scope, "s3:PutObject")
+    yield from for_store(scope, "s3:PutObject")
     yield from bakes.statements(scope)
-    if bakefile.builder == "ec2":
-        yield from managed.caller(scope)
+    yield from bakes.commands(scope)
     if bakefile.traits.in_ec2:
         actions = _KMS + (_DIRECT_KMS if bakefile.traits.sends else ())
         if bakefile.aws.encrypted:
@@ -163,6 +179,33 @@ def _doctor(scope: Scope) -> Iterator[Policy]:
             yield allow(f"LookAtKeys{number}", ["kms:DescribeKey"], keys, condition)
     if scope.names.default_keys:
         yield allow("LookAtDefaultKeys", ["kms:DescribeKey"], list(scope.names.default_keys))
+
+
+def _look_for_uses(scope: Scope) -> Iterator[Policy]:
+    """Allow what it takes to see what refers to images and snapshots in an account."""
+    regions = _regions(scope)
+    yield allow("LookForUses", _MAY_REFER, condition=here(regions))
+    named = [arn for name in ("/aws/service/*", *scope.names.parameters) for arn in scope.parameter(name, regions)]
+    yield allow("ReadParameters", _READ_PARAMETERS, [*rollouts.parameters(scope), *named])
+
+
+def _regions(scope: Scope) -> list[str]:
+    return sorted({*scope.places, *scope.of(scope.bakefile.rollout)})
+
+
+def _prune(scope: Scope) -> Iterator[Policy]:
+    """Allow `parbake prune --aws` to read whatever may refer to an artefact, and to remove parbake's own.
+
+    Parameters may hold secrets, and AWS knows no condition on what they are: those of the targets are named, AWS's own
+    are public, and others that name an image have to be told (``Names.parameters``).
+    """
+    regions = _regions(scope)
+    yield from _look_for_uses(scope)
+    yield allow("RetireOurs", _RETIRE, scope.ec2("image", "snapshot", regions=regions), OURS)
+    yield allow("ReportOnOurs", ["ec2:CreateImageUsageReport"], scope.ec2("image", regions=regions), OURS)
+    reports = scope.ec2("image-usage-report", regions=regions)
+    yield allow("MakeReports", ["ec2:CreateImageUsageReport"], reports)
+    yield never_take_over(scope)
 
 
 # -- registries

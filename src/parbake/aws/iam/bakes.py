@@ -11,6 +11,8 @@ from parbake.core.roles import Role
 
 _CANONICAL = "099720109477"
 _RESULTS = ("image", "snapshot")
+_CHANNELS = ("CreateControlChannel", "CreateDataChannel", "OpenControlChannel", "OpenDataChannel")
+_MESSAGES = ("AcknowledgeMessage", "DeleteMessage", "FailMessage", "GetEndpoint", "GetMessages", "SendReply")
 
 
 def statements(scope: Scope) -> Iterator[Policy]:
@@ -200,3 +202,35 @@ def _blocks(scope: Scope) -> Iterator[Policy]:
     if _result(scope) == "Image":
         yield allow("Register", ["ec2:RegisterImage"], scope.ec2("image"), TAGGED)
         yield allow("RegisterOurs", ["ec2:RegisterImage"], snapshots, OURS)
+
+
+def commands(scope: Scope) -> Iterator[Policy]:
+    """Yield the statements of whoever bakes onto Bottlerocket: to run the script by the agent there, and to stop it."""
+    if not _by_agent(scope):
+        return
+    read = ["ssm:DescribeInstanceInformation", "ssm:GetCommandInvocation"]
+    yield allow("FollowTheAgent", read, condition=here([scope.home]))
+    yield allow("RunOnOurs", ["ssm:SendCommand"], scope.ec2("instance"), OURS)
+    document = scope.arn("ssm", "document/AWS-RunShellScript", account="*")  # AWS's own
+    yield allow("RunAScript", ["ssm:SendCommand"], [document])
+    yield allow("Stop", ["ec2:StopInstances"], scope.ec2("instance"), OURS)
+
+
+def agent(scope: Scope) -> Iterator[Policy]:
+    """Yield the statements of the role of a Bottlerocket that bakes: what its agent calls.
+
+    Sources: Service Authorization Reference for Systems Manager and its messages; Systems Manager user guide,
+    "AmazonSSMManagedInstanceCore" (of which these are the agent's own calls and commands).
+    """
+    if not _by_agent(scope):
+        return
+    at_home = here([scope.home])
+    yield allow("RegisterTheAgent", ["ssm:UpdateInstanceInformation"], condition=at_home)
+    yield allow("TakeCommands", [f"ssmmessages:{each}" for each in _CHANNELS], condition=at_home)
+    yield allow("TakeCommandsTheOldWay", [f"ec2messages:{each}" for each in _MESSAGES], condition=at_home)
+
+
+def _by_agent(scope: Scope) -> bool:
+    bakefile = scope.bakefile
+    source = bakefile.base.ami
+    return bool(source and source.is_bottlerocket and bakefile.artefact.kind == "volume" and bakefile.builder == "ec2")

@@ -187,3 +187,20 @@ def cautions(policies: dict[str, Policy]) -> tuple[str, ...]:
         f"whoever has {' or '.join(wide)} decides by a new launch template version what the nodes run: any user data,"
         " which runs as root with the nodes' role, in any subnet and security group (docs/how-to/ec2.md#permissions)",
     )
+
+
+def for_store(scope: Scope, *more: str, noting: str = "") -> Iterator[Policy]:
+    """Yield the statements of a Bakefile's store, where it is a bucket: one prefix of it. ``more``: besides reading.
+
+    Below ``noting``, a part of the store, objects may be written.
+    """
+    address = scope.bakefile.store or ""
+    if not address.startswith("s3://"):
+        return
+    bucket, _, prefix = address.removeprefix("s3://").partition("/")
+    arn = f"arn:{partition(scope.home)}:s3:::{bucket}"
+    below = f"{prefix}/*" if prefix else "*"
+    yield allow("ListTheStore", ["s3:ListBucket"], [arn], {"StringLike": {"s3:prefix": [below]}})
+    yield allow("UseTheStore", ["s3:GetObject", *more], [f"{arn}/{below}"])
+    if noting:
+        yield allow("NoteInTheStore", ["s3:PutObject"], [f"{arn}/{below.removesuffix('*')}{noting}*"])
