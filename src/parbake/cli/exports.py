@@ -14,7 +14,7 @@ from parbake.cli.project import Project
 from parbake.core.events import Events
 
 if TYPE_CHECKING:
-    from parbake.workflows.export import kubelet
+    from parbake.workflows.export import Form
 
 Force = Annotated[bool, typer.Option("--force", help="Replace files, and export even if unverified.")]
 
@@ -73,13 +73,12 @@ def kubelet_config(
     kubelet does by default. Merge it into the nodes' own configuration.
     """
     from parbake.workflows import export as workflow
-    from parbake.workflows.export import kubelet
 
     _PROGRAMS.need(form)
     project = Project(file, [selector] if selector else [])
     named = workflow.references(file, project.output(), selector, project.trust if selector else (), events)
-    found = kubelet.document(named, cast("kubelet.Form", form))
-    return Result(found, lambda: kubelet.text(found), foreign=True)
+    found = workflow.kubelet_document(named, cast("Form", form))
+    return Result(found, lambda: workflow.kubelet_text(found), foreign=True)
 
 
 _CLOUDS = {

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from tests.unit.project.test_structure import _files, _module, _name, _nodes, _wing
 
 LINES = {
-    "aws": 4150,
+    "aws": 4100,
     "bakefile": 3000,
     "builders": 4900,
     "cli": 5100,
@@ -27,7 +27,7 @@ LINES = {
 """The most lines of each wing's modules, without those that the protobuf compiler writes."""
 SLACK = 0.94
 """A wing has at least this share of its budget: a bound that is far away bounds nothing."""
-SMALL, MOST_SMALL = 60, 10
+SMALL, MOST_SMALL = 60, 8
 """A file of fewer lines that only one other file imports could be a part of that file. There are at most so many."""
 MOST_NAMED_TWICE = 36
 """Names that public classes of several modules share: a reader of the second thinks of the first."""

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
+from typing import Any, Literal
+
+from ruamel.yaml import YAML
 
 from parbake import records
 from parbake.aws import ebs
@@ -16,6 +20,7 @@ from parbake.core.errors import InputError, VerificationFailed
 from parbake.core.events import Events
 from parbake.core.model import GIB, Base, Image
 from parbake.core.plan import disk_size
+from parbake.core.reference import Reference
 from parbake.core.run import need_root
 from parbake.core.workspace import publish, remove_leftovers, work_folder
 from parbake.machine import disk
@@ -271,3 +276,36 @@ def _proven(selector: str, output: Path, events: Events, *, force: bool, trust: 
 
 def _is_newer(made: Path, artefact: Path) -> bool:
     return made.is_file() and made.stat().st_mtime_ns >= artefact.stat().st_mtime_ns
+
+
+type Form = Literal["kubelet", "nodeadm"]
+_KUBELET_HEAD = """\
+# Baked images start without their registry, also after a pod has pulled one of them. All other images are verified.
+# For kubelets of Kubernetes 1.35 and later; 1.33 and 1.34 refuse it without the gate KubeletEnsureSecretPulledImages.
+"""
+
+
+def kubelet_document(references: Iterable[str], form: Form) -> dict[str, Any]:
+    """Return a KubeletConfiguration that leaves images to pods whatever happens to their registry. Pure.
+
+    For nodeadm it is a NodeConfig with that. Sources: KubeletConfiguration v1beta1; KEP-2535; kubernetes
+    ``pkg/kubelet/images/pullmanager/image_pull_policies.go`` (an entry is a whole normalised name, without tag and
+    digest, or ends with ``/*``; from 1.36 on the pod's name is normalised before it is compared). Seen on kubelet
+    1.36.2: with the list, an image starts although a record of the kubelet's says that it must be verified.
+    """
+    names = sorted({Reference.parse(each).name for each in references})
+    found: dict[str, Any] = {
+        "imagePullCredentialsVerificationPolicy": "NeverVerifyAllowlistedImages",
+        "preloadedImagesVerificationAllowlist": names,
+    }
+    if form == "nodeadm":
+        return {"apiVersion": "node.eks.aws/v1alpha1", "kind": "NodeConfig", "spec": {"kubelet": {"config": found}}}
+    return {"apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration", **found}
+
+
+def kubelet_text(document: dict[str, Any]) -> str:
+    """Return an object as YAML, with what to know of it."""
+    writer, stream = YAML(), StringIO()
+    writer.indent(mapping=2, sequence=4, offset=2)
+    writer.dump(document, stream)
+    return _KUBELET_HEAD + stream.getvalue().rstrip()

@@ -1,24 +1,35 @@
-"""Keys in PEM files: Ed25519 and ECDSA on P-256, as openssl and cosign write them.
+"""Signatures: keys in PEM files, Ed25519 and ECDSA on P-256, as openssl and cosign write them; DSSE envelopes.
 
 Signatures are what cosign makes and takes: Ed25519 as it is (RFC 8032), ECDSA over SHA-256, in ASN.1 DER. A private
-key stays in this process: its text is in no error, no log, no argument of a program.
+key stays in this process: its text is in no error, no log, no argument of a program. Whoever signs or checks nothing
+pays nothing: the ``cryptography`` package loads with the first key.
+Sources: secure-systems-lab/dsse, protocol.md (PAE, what a verifier must do) and envelope.md (the JSON); in-toto
+attestation spec/v1/envelope.md (the payload type).
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
+import json
 import os
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, override
+from typing import TYPE_CHECKING, Any, Protocol, override
 
 from parbake.core.errors import InputError
+from parbake.core.model import Digest, Frozen
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+IN_TOTO = "application/vnd.in-toto+json"
+"""The payload type of an in-toto statement."""
+_MOST_SIGNATURES = 64
 _LARGEST = 64 << 10  # a key in PEM has less than 1 KiB
 _MAKE = "openssl genpkey -algorithm ed25519 -out parbake.key; openssl pkey -in parbake.key -pubout -out parbake.pub"
 # Others may not read it, nor the group change it. The group may read it: so Kubernetes mounts a secret for a pod.
@@ -176,3 +187,68 @@ def _read(path: Path, *, secret: bool = False) -> bytes:
     if len(data) > _LARGEST:
         raise InputError(f"{path} has more than {_LARGEST >> 10} KiB: this is not a key", hint="name a key in PEM")
     return data
+
+
+class NotSigned(ValueError):
+    """No trusted key has signed something; the text goes on where a name stopped: ``… is not signed``."""
+
+
+def pae(payload_type: str, payload: bytes) -> bytes:
+    """Return the bytes that are signed (pre-authentication encoding): type and payload, each with its length."""
+    name = payload_type.encode()
+    return b"DSSEv1 %d %b %d %b" % (len(name), name, len(payload), payload)
+
+
+def envelope(payload: bytes, signer: Signer, payload_type: str = IN_TOTO) -> bytes:
+    """Return an envelope around a payload with one signature, as one line of JSON."""
+    signature = signer.sign(pae(payload_type, payload))
+    document = {
+        "payload": base64.b64encode(payload).decode(),
+        "payloadType": payload_type,
+        "signatures": [{"keyid": "", "sig": base64.b64encode(signature).decode()}],
+    }
+    return json.dumps(document).encode() + b"\n"
+
+
+def opened(document: Any, keys: Sequence[PublicKey], payload_type: str = IN_TOTO) -> tuple[bytes, PublicKey]:
+    """Return the payload of an envelope (its JSON, read or as bytes), and which of ``keys`` has signed it.
+
+    Raises NotSigned when none has, or when it is not an envelope of this payload type.
+    """
+    try:
+        read = json.loads(document) if isinstance(document, bytes) else document
+        payload, signatures = _decoded(read["payload"]), read["signatures"]
+        said = read["payloadType"]
+        texts = [_decoded(each["sig"]) for each in signatures[:_MOST_SIGNATURES]]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise NotSigned("has a signature that is not a DSSE envelope") from None
+    if said != payload_type:
+        raise NotSigned(f"has a signature over {str(said)[:80]!r}, not over {payload_type}")
+    message = pae(payload_type, payload)
+    for key in keys:
+        if any(key.verifies(signature, message) for signature in texts):
+            return payload, key
+    raise NotSigned("is signed by none of the keys that are trusted" if texts else "is not signed")
+
+
+def _decoded(text: str) -> bytes:
+    """Decode base64 of either alphabet, as the specification asks of verifiers."""
+    try:
+        return base64.b64decode(text.replace("-", "+").replace("_", "/"), validate=True)
+    except (binascii.Error, AttributeError) as error:
+        raise ValueError("not base64") from error
+
+
+class Attached(Frozen):
+    """What an image carries in its registry besides itself: a signature, an attestation, an SBOM.
+
+    ``kind`` is what it says to be: ``signature``, ``attestation``, ``sbom``, or the artifact type of a referrer.
+    ``digest`` is that of its manifest, ``of`` that of what it is about. ``signer`` is the SHA-256 of the public key
+    (as DER) that was asked for with ``signed_by`` and has made the signature; empty: nobody looked.
+    """
+
+    kind: str
+    media_type: str
+    digest: Digest
+    of: Digest
+    signer: str = ""
