@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from parbake.aws.clients import Client, client
 from parbake.aws.tags import as_dict, as_list
 from parbake.aws.waiters import UNKNOWN_SECONDS, Observation, wait
 from parbake.core.errors import AwsNotFound, BadBase, DeadlineExceeded
 from parbake.core.events import Events
-from parbake.core.model import GIB, Platform
+from parbake.core.model import GIB, Platform, Variant
 
 if TYPE_CHECKING:
     from parbake.bakefile.bases import AmiSource
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 # EC2's names of architectures.
 _ARCHITECTURES = {"amd64": "x86_64", "arm64": "arm64"}
 _MOST_SHOWN = 5
+# Names of Amazon's AMIs for EKS nodes, such as amazon-eks-node-al2023-x86_64-nvidia-1.36-v20260701.
+_EKS = re.compile(r"amazon-eks-node-al2023-[^-]+-(standard|nvidia|neuron)-")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,12 @@ class SourceImage:
     def is_bottlerocket(self) -> bool:
         """Whether this is Bottlerocket, which has no shell for a guest script."""
         return self.name.startswith("bottlerocket-")
+
+    @property
+    def variant(self) -> Variant:
+        """Which variant of EKS's images this is, by its name; empty for others, and for what is for two of them."""
+        found = _EKS.match(self.name)
+        return cast(Variant, found[1]) if found else ""
 
     def size_of(self, device: str) -> int:
         """Return how large the AMI makes a disk at least, in bytes (0: it has none there)."""

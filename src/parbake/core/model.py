@@ -244,17 +244,22 @@ class Image(Frozen):
         return self.manifest.size + self.config.size + sum({layer.digest: layer.size for layer in self.layers}.values())
 
 
+type Variant = Literal["", "standard", "nvidia", "neuron"]
+
+
 class Base(Frozen):
     """What the images are baked onto.
 
     ``identity`` names the content for the content key: a file's digest, for ``debian`` that of the recipe, an AMI's id
-    (its content never changes), empty for ``none``. ``path``, where a file lies on this machine, is not in the key.
+    (its content never changes), empty for ``none``. What follows is not in the key: ``path``, where a file lies on this
+    machine, and ``variant``, of which of EKS's variants an AMI is (empty: unknown).
     """
 
     kind: Literal["debian", "file", "none", "ami"]
     identity: str = ""
     path: str = ""
     size: int = Field(default=0, ge=0)
+    variant: Variant = ""
 
 
 class Artefact(Frozen):
@@ -296,7 +301,7 @@ class Artefact(Frozen):
 
 # What a plan holds for people or for later steps, without any effect on the artefact's content.
 _NOT_IN_KEY: dict[str, Any] = {
-    "base": {"path", "size"},
+    "base": {"path", "size", "variant"},
     "images": {"__all__": {"startup": True, "layout": True, "order": True, "layers": {"__all__": {"raw_size"}}}},
     "sandbox": {"startup": True, "layout": True, "order": True, "layers": {"__all__": {"raw_size"}}},
     "size_is_fixed": True,

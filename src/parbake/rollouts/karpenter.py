@@ -6,7 +6,7 @@ Facts: karpenter.sh documentation "Disruption" (drift, budgets) and "NodeClasses
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, override
 
@@ -55,13 +55,11 @@ class Karpenter(Rollout):
         target, selector = self.target, self._chosen()
         change = nodeclass.decide(found, offer, **nodeclass.options_of(target), selector=selector)
         self._need_known(change)
-        refused: tuple[str, ...] = ()
-        if offer.images:
-            pools, claims = self._pools_and_claims()
-            refused = (*wrong_architecture(pools, offer.architectures), *variants.several(found, pools, claims))
+        objections = variants.objections(found, *self._pools_and_claims(), offer)
         others = other_runtime(self._nodes(), offer.runtime) if offer.runtime and not offer.images else ()
-        cautions = (*change.cautions, *others)
-        return self._judged(found, replace(change, refusals=(*change.refusals, *refused), cautions=cautions))
+        cautions = (*change.cautions, *objections.cautions, *others)
+        refusals = (*change.refusals, *objections.refusals)
+        return self._judged(found, replace(change, refusals=refusals, cautions=cautions))
 
     def _need_known(self, change: Change) -> None:
         """Raise InputError for fields that came late, where the cluster's Karpenter is older: they would be dropped."""
@@ -258,23 +256,6 @@ def managers(found: Mapping[str, Any], fields: Iterable[str]) -> list[tuple[str,
         for entry in found.get("metadata", {}).get("managedFields", [])
         if entry["manager"] != OWNER and wanted & set(entry.get("fieldsV1", {}).get("f:spec", {}))
     ]
-
-
-def wrong_architecture(pools: Iterable[Mapping[str, Any]], architectures: Collection[str]) -> tuple[str, ...]:
-    """Return what speaks against images of some architectures: NodePools that ask for another one."""
-    found = []
-    for pool in pools:
-        requirements = pool["spec"].get("template", {}).get("spec", {}).get("requirements", [])
-        for each in requirements:
-            if each["key"] == "kubernetes.io/arch" and each["operator"] == "In":
-                others = [value for value in each["values"] if value not in architectures]
-                if others:
-                    name = pool["metadata"]["name"]
-                    found.append(
-                        f"NodePool {name} asks for {', '.join(each['values'])}; the image is for "
-                        + " and ".join(architectures)
-                    )
-    return tuple(found)
 
 
 def other_runtime(nodes: Iterable[Mapping[str, Any]], proven: str) -> tuple[str, ...]:

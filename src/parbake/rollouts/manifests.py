@@ -7,13 +7,14 @@ is touched. What was there before is written down in the manifest's annotation `
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, override
 
 from parbake.bakefile.targets import FileTarget, GitopsTarget
 from parbake.core.errors import InputError, TargetMoved
-from parbake.rollouts import gitops, nodeclass, userdata
+from parbake.rollouts import gitops, nodeclass, userdata, variants
 from parbake.rollouts.nodeclass import ANNOTATION
 from parbake.rollouts.protocol import (
     Change,
@@ -29,6 +30,7 @@ from parbake.rollouts.protocol import (
 )
 
 _NODE_CLASSES = ("EC2NodeClass", "AWSNodeTemplate")
+_MOST_FILES = 200  # of a folder that are searched for NodePools
 _FOLLOWED_ELSEWHERE = RolloutProgress(0, 0, done=True)
 
 
@@ -45,11 +47,24 @@ class _Text:
             repository, path = self._repository()
             return repository.read(path, self.branch)
         try:
-            return gitops.inside(self.path)[1].read_bytes().decode()
+            return _read(self.path)
         except FileNotFoundError:
             raise InputError(f"there is no file {self.path}", hint="correct the target's path") from None
         except UnicodeDecodeError as error:
             raise InputError(f"{self.path} is not UTF-8 at byte {error.start}", hint="save it as UTF-8") from error
+
+    def beside(self) -> list[str]:
+        """Return the texts of the YAML files in its folder, as far as they can be read; its own among them."""
+        repository = self._repository()[0] if self.branch else None
+        if repository:
+            others = [Path(each) for each in repository.beside(self._repository()[1], self.branch)]
+        else:
+            others = sorted(self.path.absolute().parent.iterdir())
+        found = list[str]()
+        for other in [each for each in others if each.suffix in {".yaml", ".yml"}][:_MOST_FILES]:
+            with suppress(InputError, OSError, UnicodeDecodeError):
+                found.append(repository.read(str(other), self.branch) if repository else _read(other))
+        return found
 
     def write(self, before: str, after: str, message: str) -> None:
         """Write the text, if the file is still what it was."""
@@ -70,6 +85,10 @@ class _Text:
         repository = gitops.Repository.open(self.path)
         top, path = gitops.inside(self.path)
         return repository, str(path.relative_to(top))
+
+
+def _read(path: Path) -> str:
+    return gitops.inside(path)[1].read_bytes().decode()
 
 
 class _Manifest(Rollout):
@@ -130,6 +149,12 @@ class NodeClassFile(_Manifest):
     def decided(self, text: str, offer: Offer) -> tuple[Change, str]:
         place, found = self._found(text)
         change = nodeclass.decide(found, offer, **nodeclass.options_of(self.target))
+        objections = variants.objections(found, self._pools(place.name), (), offer)
+        change = replace(
+            change,
+            refusals=(*change.refusals, *objections.refusals),
+            cautions=(*change.cautions, *objections.cautions),
+        )
         return change, gitops.change(text, place, change.payload) if change.payload else text
 
     @override
@@ -144,6 +169,12 @@ class NodeClassFile(_Manifest):
         where = f"{nodeclass.described(found)} in {self.where}"
         holds = nodeclass.held(found, self.target.device)
         return TargetStatus(where, holds, nodeclass.history(found))
+
+    def _pools(self, name: str) -> list[Mapping[str, Any]]:
+        """Return the NodePools of a node class, as far as they lie in the folder of its file."""
+        named = ("spec", "template", "spec", "nodeClassRef", "name")
+        places = [place for text in self.file.beside() for place in gitops.find(text, "", kinds=("NodePool",))]
+        return [each.data for each in places if gitops.value_at(each.data, named) == name]
 
     def _found(self, text: str) -> tuple[gitops.ManifestPlace, Mapping[str, Any]]:
         source, name = self.target.file.name, self.target.nodeclass

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Protocol
 from pydantic import AfterValidator, Field
 
 from parbake.core.errors import InputError
-from parbake.core.model import GIB, Family, Frozen
+from parbake.core.model import GIB, Family, Frozen, Variant
 
 OWNER = "parbake"
 """The name under which parbake writes: field manager, prefix of annotations and tags."""
@@ -88,6 +88,7 @@ class TargetState(Identity):
 class Offer(Identity):
     """What is rolled out in one region: machine images, a volume's snapshot, or both. Sizes in bytes (0: unknown).
 
+    ``variant`` is that of EKS's images that they were baked onto (empty: unknown).
     ``image_size`` is that of the machine image's root snapshot: no root disk may be smaller. ``mount`` is user data
     that mounts the volume, ``hydrate`` what loads the hot blocks (cloud-boothooks), for targets that ask for them.
     ``family`` is whose nodes alone can take the volume (empty: any that mount it); ``encrypted``: its snapshot was
@@ -98,6 +99,7 @@ class Offer(Identity):
 
     region: str = ""
     architectures: NameSet
+    variant: Variant = ""
     image_size: int = 0
     snapshot_size: int = 0
     encrypted: bool = False

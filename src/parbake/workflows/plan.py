@@ -271,7 +271,7 @@ def base_of(run: Session) -> Base:
             image = aws.find_source(choice.ami, run.bakefile.platform, run.bakefile.aws.region or "")
             if run.bakefile.traits.sends:
                 ebs.refuse_billed(image)
-            return Base(kind="ami", identity=image.id, size=image.size)
+            return Base(kind="ami", identity=image.id, size=image.size, variant=image.variant)
 
 
 def sandbox_of(run: Session) -> Image | None:

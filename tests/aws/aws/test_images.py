@@ -122,3 +122,18 @@ def test_volumes_are_told_root_first() -> None:
     }
     found = aws.images.described(image, REGION)
     assert (found.root_device, found.size, found.snapshots) == ("/dev/xvda", 4 << 30, ("snap-1", "snap-2"))
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        ("amazon-eks-node-al2023-x86_64-standard-1.36-v20260701", "standard"),
+        ("amazon-eks-node-al2023-arm64-nvidia-1.36-v20260701", "nvidia"),
+        ("amazon-eks-node-al2023-x86_64-neuron-1.36-v20260701", "neuron"),
+        ("amazon-eks-gpu-node-1.30-v20250701", ""),  # for GPUs and Neuron
+        ("shop-nvidia-1", ""),
+    ],
+)
+def test_eks_says_the_variant_of_an_ami_in_its_name(name: str, variant: str) -> None:
+    found = aws.images.described({"ImageId": "ami-1", "Architecture": "x86_64", "Name": name}, REGION)
+    assert found.variant == variant

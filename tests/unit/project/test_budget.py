@@ -20,7 +20,7 @@ LINES = {
     "machine": 6100,
     "node": 1150,
     "records": 2750,
-    "rollouts": 4950,
+    "rollouts": 5100,
     "verify": 1650,
     "workflows": 7150,
 }

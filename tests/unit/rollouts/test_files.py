@@ -191,6 +191,46 @@ def test_a_commit_on_a_branch(here: Path, capsys: pytest.CaptureFixture[str]) ->
     assert git("log", "--format=%s", "rollouts").splitlines()[0] == "Roll back"
 
 
+@pytest.mark.parametrize("branch", ["", "parbake"])
+def test_node_pools_beside_a_node_class_say_what_it_launches(
+    here: Path, capsys: pytest.CaptureFixture[str], branch: str
+) -> None:
+    """As those of a cluster do: one image for an alias is refused where they name several of its variants."""
+    alias = NODE_CLASS.replace("- id: ami-0   # the old one", "- alias: al2023@latest")
+    (here / "class.yaml").write_text(alias)
+    pools = [
+        f"""\
+apiVersion: karpenter.sh/v1
+kind: NodePool
+metadata: {{name: {family}}}
+spec:
+  template:
+    spec:
+      nodeClassRef: {{group: karpenter.k8s.aws, kind: EC2NodeClass, name: {name}}}
+      requirements: [{{key: karpenter.k8s.aws/instance-family, operator: In, values: [{family}]}}]
+"""
+        for family, name in (("m5", "gpu"), ("g5", "gpu"), ("m6g", "another"))
+    ]
+    target = {
+        "name": "gpu",
+        "gitops": {"file": "class.yaml", "nodeclass": "gpu", **({"branch": branch} if branch else {})},
+    }
+    project(here, [target], FIRST)
+    (here / "bad.yaml").write_bytes(b"\xff")
+    (here / "pools.yaml").write_text(pools[2])
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@x"]
+    for command in ([*git, "init", "-q"], [*git, "add", "*.yaml"], [*git, "commit", "-qm", "x"]):
+        run.run(command, cwd=here)
+    code, done = parbake(capsys, "rollout", FIRST.key, "--dry-run")
+    assert (code, "no NodePool of the node class is known here" in done["targets"][0]["cautions"][-1]) == (0, True)
+    (here / "pools.yaml").write_text("---\n".join(pools))
+    run.run([*git, "commit", "-qam", "x"], cwd=here)
+    code, error = parbake(capsys, "rollout", FIRST.key)
+    assert code == 1, error
+    assert "several variants of its image (nvidia: NodePool g5; standard: NodePool m5)" in error["message"]
+    assert (here / "class.yaml").read_text() == alias
+
+
 def test_values_of_a_chart(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "values.yaml").write_text("nodeClass:\n  amiIds: [ami-0]   # one\n")
     target = {"gitops": {"file": "values.yaml", "image_at": "nodeClass.amiIds[0]", "snapshot_at": "data.snapshot"}}

@@ -111,6 +111,14 @@ class Repository:
         except UnicodeDecodeError as error:
             raise InputError(f"{path} is not UTF-8 at byte {error.start}", hint="save it as UTF-8") from error
 
+    def beside(self, path: str, branch: str) -> tuple[str, ...]:
+        """Return the paths of the files in the same folder as a branch has it; a new one begins as HEAD."""
+        folder = path.rpartition("/")[0]
+        listed = self._git(
+            "ls-tree", "-z", "--name-only", self._tip(branch) or "HEAD", "--", f"{folder}/" if folder else "."
+        )
+        return tuple(filter(None, listed.split("\0")))
+
     def commit(self, edit: Edit, *, message: str, branch: str) -> None:
         """Commit an edit on a branch, which is made from HEAD when it does not exist.
 

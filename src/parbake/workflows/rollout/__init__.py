@@ -258,8 +258,10 @@ def offer(found: Sequence[Record], region: str | None, *, here: bool = False) ->
             volume, runtime = published, record.verdict.runtime if record.verdict else ""
         else:
             images.append(published)
+    bases = {record.plan.base.variant for record in found if record.plan.artefact.kind == "machine-image"}
     return Offer(
         **named,
+        variant=bases.pop() if len(bases) == 1 else "",
         region=region,
         images=[each.image for each in images],
         image_size=max((each.snapshots[0].size for each in images if each.snapshots), default=0),

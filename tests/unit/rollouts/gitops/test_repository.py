@@ -85,6 +85,12 @@ def test_what_changed_in_the_meantime_is_not_overwritten(repository: Repository)
         repository.commit(Edit(EDIT.path, EDIT.after, "x"), message="x", branch="b")
 
 
+def test_what_lies_beside_a_file_is_what_git_knows(repository: Repository) -> None:
+    (repository.folder / "nodes" / "new.yaml").write_text("a: 1\n")
+    assert repository.beside("nodes/class.yaml", "main") == ("nodes/class.yaml", "nodes/run.sh")
+    assert {"nodes", "notes.json"} <= set(repository.beside("notes.json", "main"))
+
+
 def test_a_patch_is_what_git_applies(repository: Repository) -> None:
     edits = [EDIT, Edit("notes.json", "{}", '{"a": 1}'), Edit("latin.yaml", "same", "same")]
     (repository.folder.parent / "all.patch").write_bytes("".join(edit.diff for edit in edits).encode())
