@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,6 +53,16 @@ def dotted(where: Sequence[str | int]) -> str:
         for part in where
     )
     return text.removeprefix(".") or _FILE
+
+
+def as_map(value: object) -> Mapping[str, Any]:
+    """Return a mapping as it is, and nothing for what is none: what others have written may be of any shape."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def as_list(value: object) -> Sequence[Any]:
+    """Return a list as it is, and nothing for what is none."""
+    return value if isinstance(value, list | tuple) else ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
+from parbake.core.yamltext import as_map
+
 _DEEPEST = 10  # Deployment, ReplicaSet, pod: nobody nests deeper, but references could go round
 
 
@@ -16,14 +18,14 @@ class Owners:
     def __init__(self, objects: Iterable[Mapping[str, object]]) -> None:
         self._known: dict[object, Mapping[str, object]] = {}
         for each in objects:
-            metadata = _map(each.get("metadata"))
+            metadata = as_map(each.get("metadata"))
             self._known[each.get("kind"), metadata.get("namespace") or "", metadata.get("name")] = each
             if metadata.get("uid"):
                 self._known[metadata["uid"]] = each
 
     def maker(self, made: Mapping[str, object]) -> Mapping[str, object] | None:
         """Return what made an object, if it is among those that were read."""
-        metadata, reference = _map(made.get("metadata")), _controller(made)
+        metadata, reference = as_map(made.get("metadata")), _controller(made)
         if reference is None:
             return None
         named = (reference.get("kind"), metadata.get("namespace") or "", reference.get("name"))
@@ -31,7 +33,7 @@ class Owners:
         found = self._known.get(uid) if uid else None
         if found is None:
             found = self._known.get(named)
-            there = _map(_map(found).get("metadata")).get("uid")
+            there = as_map(as_map(found).get("metadata")).get("uid")
             if uid and there and uid != there:  # of the same name, made anew since
                 return None
         return found
@@ -48,7 +50,7 @@ class Owners:
             return str(reference.get("kind") or ""), str(reference.get("name") or "")
         if last is made:
             return None
-        return str(last.get("kind") or ""), str(_map(last.get("metadata")).get("name") or "")
+        return str(last.get("kind") or ""), str(as_map(last.get("metadata")).get("name") or "")
 
     def _chain(self, made: Mapping[str, object]) -> Iterator[Mapping[str, object]]:
         here: Mapping[str, object] | None = made
@@ -61,11 +63,7 @@ class Owners:
 
 def _controller(made: Mapping[str, object]) -> Mapping[str, object] | None:
     """Return the owner that manages an object, else the first one."""
-    listed = _map(made.get("metadata")).get("ownerReferences")
+    listed = as_map(made.get("metadata")).get("ownerReferences")
     references = [each for each in listed if isinstance(each, Mapping)] if isinstance(listed, list | tuple) else []
     managing = (each for each in references if each.get("controller") is True)
     return next(managing, references[0] if references else None)
-
-
-def _map(value: object) -> Mapping[str, object]:
-    return value if isinstance(value, Mapping) else {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from parbake.core import run
 from parbake.core.errors import BadReference, InputError
 from parbake.core.printable import word
 from parbake.core.reference import Reference
-from parbake.core.yamltext import ODD_KEY, Document, Where, dotted, parse
+from parbake.core.yamltext import ODD_KEY, Document, Where, as_list, as_map, dotted, parse
 from parbake.images.owners import Owners
 
 _SUFFIXES = {".yaml", ".yml", ".json"}
@@ -181,21 +181,21 @@ def images_in(documents: Iterable[tuple[str, str]]) -> Found:
     search = _Search()
     read = []
     for source, text in documents:
-        parsed = _documents(source, text, search)
-        read.append((source, parsed, tuple(search.problems)))
+        things = [thing for each in _documents(source, text, search) for thing in _things(source, each)]
+        read.append((things, tuple(search.problems)))
         search.problems.clear()
-    things = [thing.data for source, parsed, _ in read for each in parsed for thing in _things(source, each)]
-    search.owners = Owners(things)
-    for source, parsed, problems in read:
+    every = [thing.data for things, _ in read for thing in things]
+    search.owners = Owners(every)
+    for things, problems in read:
         search.problems += problems
-        for document in parsed:
-            _object(source, document, (), document.data, search)
+        for thing in things:
+            _object(thing, search)
     if search.problems:
         listed = "\n".join(f"  {word(problem)}" for problem in search.problems)
         hint = _RENDER if search.template else "correct the manifests, or leave them out"
         raise InputError(f"the manifests have {len(search.problems)} problem(s)\n{listed}", hint=hint)
     images = tuple(search.found(name) for name in sorted(search.uses))
-    return Found(images, tuple(map(word, (*search.warnings, *_advice(images, search)))), config_maps(things))
+    return Found(images, tuple(map(word, (*search.warnings, *_advice(images, search)))), config_maps(every))
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +218,7 @@ class Thing:
 
     def use(self, container: str = "") -> Use:
         """Name the object, and a container in it."""
-        metadata = _map(self.data.get("metadata"))
+        metadata = as_map(self.data.get("metadata"))
         return Use(self.kind, str(metadata.get("namespace") or ""), str(metadata.get("name") or ""), container)
 
 
@@ -239,8 +239,8 @@ def _things(source: str, document: Document) -> Iterator[Thing]:
             continue
         items = data.get("items")
         if data["kind"].endswith("List") and isinstance(items, list | tuple):
-            typed = {"kind": data["kind"].removesuffix("List"), "apiVersion": data["apiVersion"]}
-            listed = [((*where, "items", index), {**typed, **_map(item)}) for index, item in enumerate(items)]
+            typed = {"kind": data["kind"].removesuffix("List"), "apiVersion": data["apiVersion"]}  # items may lack both
+            listed = [((*where, "items", index), {**typed, **as_map(item)}) for index, item in enumerate(items)]
             pending += reversed(listed)
             continue
         yield Thing(source, document, where, data)
@@ -248,13 +248,11 @@ def _things(source: str, document: Document) -> Iterator[Thing]:
 
 def config_maps(objects: Iterable[Mapping[str, object]]) -> ConfigMaps:
     """Return what the ConfigMaps among objects hold."""
-    return {
-        (str(_map(each.get("metadata")).get("namespace") or ""), str(_map(each.get("metadata")).get("name"))): _map(
-            each.get("data")
-        )
-        for each in objects
-        if each.get("kind") == "ConfigMap"
-    }
+    found: dict[tuple[str, str], Mapping[str, object]] = {}
+    for each in (one for one in objects if one.get("kind") == "ConfigMap"):
+        metadata = as_map(each.get("metadata"))
+        found[str(metadata.get("namespace") or ""), str(metadata.get("name"))] = as_map(each.get("data"))
+    return found
 
 
 def read_folder(path: Path) -> Documents:
@@ -318,59 +316,47 @@ def _documents(source: str, text: str, search: _Search) -> tuple[Document, ...]:
     return parsed.documents
 
 
-def _object(source: str, document: Document, where: Where, data: object, search: _Search) -> None:
-    """Look at one Kubernetes object, or at each of a list."""
-    if not isinstance(data, Mapping) or not isinstance(data.get("kind"), str) or "apiVersion" not in data:
-        return
-    kind, items = data["kind"], data.get("items")
-    if kind.endswith("List") and isinstance(items, list | tuple):
-        for index, item in enumerate(items):
-            # Items of typed lists may leave their kind out.
-            typed = (
-                {"kind": kind.removesuffix("List"), "apiVersion": data["apiVersion"], **item} if _map(item) else item
-            )
-            _object(source, document, (*where, "items", index), typed, search)
-        return
-    if kind == "Kustomization" and data.get("images"):
+def _object(thing: Thing, search: _Search) -> None:
+    """Look at one Kubernetes object."""
+    if thing.kind == "Kustomization" and thing.data.get("images"):
         search.warnings[
-            f"{source} replaces images: the names found here may differ from those that run; "
+            f"{thing.source} replaces images: the names found here may differ from those that run; "
             "`kustomize build FOLDER | parbake init --from-manifests -` finds the right ones"
         ] = None
-    annotations = _map(_map(data.get("metadata")).get("annotations"))
+    annotations = as_map(as_map(thing.data.get("metadata")).get("annotations"))
     if hook := next(filter(None, map(annotations.get, _HOOKS)), None):
-        _leave_out(source, data, str(hook), search)
+        _leave_out(thing, str(hook), search)
     else:
-        _pods(source, document, where, data, search)
+        _pods(thing, search)
 
 
-def _leave_out(source: str, data: Mapping[str, object], hook: str, search: _Search) -> None:
+def _leave_out(thing: Thing, hook: str, search: _Search) -> None:
     """Say which images are left out with an object that runs once, when something is installed or tested."""
-    name = str(_map(data.get("metadata")).get("name") or "(unnamed)")
-    images = {str(image) for _, spec in pod_specs(data, ()) for _, _, image, _ in images_of(spec)}
+    name = str(as_map(thing.data.get("metadata")).get("name") or "(unnamed)")
+    images = {str(image) for _, spec in pod_specs(thing.data, ()) for _, _, image, _ in images_of(spec)}
     if images:
         search.warnings[
-            f"{source}: {data['kind']} {name} is a hook ({hook}), nothing that new nodes run: what only it has is left "
-            f"out ({', '.join(sorted(images)[:_MOST_NAMED])})"
+            f"{thing.source}: {thing.kind} {name} is a hook ({hook}), nothing that new nodes run: what only it has is "
+            f"left out ({', '.join(sorted(images)[:_MOST_NAMED])})"
         ] = None
 
 
-def _pods(source: str, document: Document, where: Where, data: Mapping[str, object], search: _Search) -> None:
+def _pods(thing: Thing, search: _Search) -> None:
     """Look at every pod that an object describes."""
-    metadata = _map(data.get("metadata"))
-    made_by = search.owners.named(data)
-    kind, name = made_by or (str(data["kind"]), str(metadata.get("name") or ""))
+    metadata = as_map(thing.data.get("metadata"))
+    made_by = search.owners.named(thing.data)
+    kind, name = made_by or (thing.kind, str(metadata.get("name") or ""))
     names = Use(kind, str(metadata.get("namespace") or ""), name, "")
-    for place, spec in pod_specs(data, where):
+    for place, spec in pod_specs(thing.data, ()):
         for position, container, image, policy in images_of(spec):
-            spot = (*place, *position)
-            line = document.find(spot)[1]
+            where, line = dotted((*thing.where, *place, *position)), thing.line((*place, *position))
             use = replace(names, container=container)
             if made_by is None:
                 search.direct.add(use)
-            named = search.note(f"{source}{f', line {line}' if line else ''}: {dotted(spot)}", use, image, policy)
+            named = search.note(f"{thing.source}{f', line {line}' if line else ''}: {where}", use, image, policy)
             if named and not use.is_volume:
                 group, index = str(position[0]), int(position[1])
-                found = Container(use, group, _map(_list(spec.get(group))[index]), spec, metadata)
+                found = Container(use, group, as_map(as_list(spec.get(group))[index]), spec, metadata)
                 search.containers.setdefault(named, []).append(found)
 
 
@@ -391,19 +377,19 @@ def pod_specs(data: object, where: Where) -> Iterator[tuple[Where, Mapping[str, 
 def images_of(spec: Mapping[str, object]) -> Iterator[tuple[Where, str, object, object]]:
     """Yield place, container, image and pull policy of each container and image volume of a pod spec."""
     for group in _CONTAINERS:
-        for index, container in enumerate(_list(spec.get(group))):
-            entry = _map(container)
+        for index, container in enumerate(as_list(spec.get(group))):
+            entry = as_map(container)
             name = str(entry.get("name") or f"{group}[{index}]")
             yield (group, index, "image"), name, entry.get("image"), entry.get("imagePullPolicy")
-    for index, volume in enumerate(_list(spec.get("volumes"))):
-        image = _map(volume).get("image")
+    for index, volume in enumerate(as_list(spec.get("volumes"))):
+        image = as_map(volume).get("image")
         if image is not None:
-            name = f"{VOLUME}{_map(volume).get('name') or index}"
+            name = f"{VOLUME}{as_map(volume).get('name') or index}"
             yield (
                 ("volumes", index, "image", "reference"),
                 name,
-                _map(image).get("reference"),
-                _map(image).get("pullPolicy"),
+                as_map(image).get("reference"),
+                as_map(image).get("pullPolicy"),
             )
 
 
@@ -419,11 +405,3 @@ def _advice(images: tuple[FoundImage, ...], search: _Search) -> Iterator[str]:
                 f"{image.reference}: imagePullPolicy is Always in {named}{more}: a start still asks the registry for "
                 "the manifest; set IfNotPresent"
             )
-
-
-def _map(value: object) -> Mapping[str, object]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _list(value: object) -> Sequence[object]:
-    return value if isinstance(value, list | tuple) else ()

@@ -28,8 +28,6 @@ _NOTE = "# parbake: "
 Said = dict[str, Any]
 """What a file says, by key."""
 _KEYS = ("image", "snapshot", "volume_size", "region", "architecture", "artefact", "key", "user_data")
-_LATER = {"user_data": ""}
-"""Keys that came later, with their values for older files."""
 
 
 def values(offer: Offer) -> Said:
@@ -65,11 +63,11 @@ def parse(kind: str, text: str) -> tuple[Said, History[Said]]:
     try:
         if kind == "json":
             document = json.loads(text)
-            said = {key: document.get(key, _LATER[key]) if key in _LATER else document[key] for key in _KEYS}
+            said = {key: document[key] for key in _KEYS}
             return said, History(document.get("previous"), document.get("left"))
         pairs = re.findall(r"^parbake_(\w+) = (.*)$", text, re.MULTILINE)
         note = re.findall(rf"^{_NOTE}(.*)$", text, re.MULTILINE)[0]
-        return {**_LATER, **{key: _from_hcl(value) for key, value in pairs}}, History(**json.loads(note))
+        return {key: _from_hcl(value) for key, value in pairs}, History(**json.loads(note))
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise InputError(f"not a file of parbake: {error}", hint="name another file, or remove it") from error
 

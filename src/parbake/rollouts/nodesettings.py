@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from parbake.core.yamltext import parse
+from parbake.core.yamltext import as_map, parse
 from parbake.rollouts.userdata import NODE_CONFIG, bodies
 
 _SNAPSHOTTER = re.compile(r"^\s*snapshotter\s*=\s*[\"'](\w+)[\"']", re.MULTILINE)
@@ -96,11 +96,11 @@ def _of_configs(configs: list[Mapping[str, Any]]) -> NodeSettings:
     containerd = storage = ""
     disabled: tuple[str, ...] = ()
     for config in configs:
-        spec = _map(config.get("spec"))
-        gates |= _map(spec.get("featureGates"))
-        kubelet |= _map(_map(spec.get("kubelet")).get("config"))
-        containerd += f"\n{_map(spec.get('containerd')).get('config') or ''}"
-        local = _map(_map(spec.get("instance")).get("localStorage"))
+        spec = as_map(config.get("spec"))
+        gates |= as_map(spec.get("featureGates"))
+        kubelet |= as_map(as_map(spec.get("kubelet")).get("config"))
+        containerd += f"\n{as_map(spec.get('containerd')).get('config') or ''}"
+        local = as_map(as_map(spec.get("instance")).get("localStorage"))
         storage = str(local.get("strategy") or storage)
         mounts = local.get("disabledMounts")
         disabled = tuple(map(str, mounts)) if isinstance(mounts, list | tuple) and mounts else disabled
@@ -118,16 +118,16 @@ def _of_toml(text: str) -> NodeSettings | None:
     if "[settings" not in text:
         return None
     try:
-        settings = _map(tomllib.loads(text).get("settings"))
+        settings = as_map(tomllib.loads(text).get("settings"))
     except tomllib.TOMLDecodeError:
         return None
-    kubernetes = _map(settings.get("kubernetes"))
+    kubernetes = as_map(settings.get("kubernetes"))
     names = {
         "image-gc-high-threshold-percent": "imageGCHighThresholdPercent",
         "image-gc-low-threshold-percent": "imageGCLowThresholdPercent",
     }
     return NodeSettings(
-        snapshotter=str(_map(settings.get("container-runtime")).get("snapshotter") or ""),
+        snapshotter=str(as_map(settings.get("container-runtime")).get("snapshotter") or ""),
         sandbox=str(kubernetes.get("pod-infra-container-image") or ""),
         kubelet={name: kubernetes[key] for key, name in names.items() if key in kubernetes},
         bottlerocket=True,
@@ -137,7 +137,3 @@ def _of_toml(text: str) -> NodeSettings | None:
 def _last(pattern: re.Pattern[str], text: str) -> str:
     found = pattern.findall(text)
     return str(found[-1]) if found else ""
-
-
-def _map(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}

@@ -16,7 +16,7 @@ LINES = {
     "containerd": 2350,
     "core": 4600,
     "fleet": 6350,
-    "images": 8550,
+    "images": 8500,
     "machine": 6100,
     "node": 1150,
     "records": 2750,

@@ -56,8 +56,8 @@ Bytes = Annotated[int, Field(ge=0, lt=_LARGEST * SECTOR)]
 class HotEntry(NamedTuple):
     """A file that was read, below the root of the file system, and how many bytes of it.
 
-    ``ranges`` are what was read of it: offset and length in bytes, ascending. With them, ``path`` is percent-encoded
-    (``urllib.parse.quote``): names are bytes. Traces of earlier versions have none, and the path as it is.
+    ``ranges`` are what was read of it: offset and length in bytes, ascending. ``path`` is percent-encoded
+    (``urllib.parse.quote``): names are bytes.
     """
 
     path: Line

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from parbake.core import printable
 from parbake.core.errors import InputError
-from parbake.core.yamltext import Where, dotted
+from parbake.core.yamltext import Where, as_list, dotted
 from parbake.rollouts.gitops.edit import merged, put, read, rewrite
 from parbake.rollouts.gitops.tree import line_of, roots
 
@@ -225,12 +225,12 @@ def _objects(source: str, document: int, line: int, data: Any, inline: Where) ->
 
 def _in_kustomization(source: str, document: int, line: int, data: Mapping[str, Any]) -> Iterator[ManifestPlace]:
     for key in ("patches", "patchesJson6902"):
-        for index, patch in enumerate(_list(data.get(key))):
+        for index, patch in enumerate(as_list(data.get(key))):
             if isinstance(patch, dict) and isinstance(patch.get("patch"), str):
                 target = patch.get("target")
                 named = target if isinstance(target, dict) else {}
                 yield from _inline(source, document, line, patch["patch"], (key, index, "patch"), named)
-    for index, patch in enumerate(_list(data.get("patchesStrategicMerge"))):
+    for index, patch in enumerate(as_list(data.get("patchesStrategicMerge"))):
         if isinstance(patch, str) and "\n" in patch:
             yield from _inline(source, document, line, patch, ("patchesStrategicMerge", index), {})
 
@@ -247,7 +247,3 @@ def _inline(
         yield ManifestPlace(source, document, line, kind, name, form="operations", inline=inline, data=data)
     else:
         yield from _objects(source, document, line, data, inline)
-
-
-def _list(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []

@@ -14,7 +14,7 @@ from parbake.core.errors import BadReference
 from parbake.core.model import GIB
 from parbake.core.reference import Reference
 from parbake.core.units import quantity
-from parbake.core.yamltext import Where
+from parbake.core.yamltext import Where, as_list, as_map
 from parbake.images.workloads import Thing
 from parbake.rollouts.families import default_disks, family_of, root_device
 from parbake.rollouts.nodesettings import NodeSettings, of_config, read
@@ -56,7 +56,7 @@ def check(thing: Thing, bakes: Iterable[Bake]) -> Iterator[Finding]:
 
 
 def _node_class(thing: Thing, bakes: tuple[Bake, ...]) -> Iterator[Finding]:
-    spec = _map(thing.data.get("spec"))
+    spec = as_map(thing.data.get("spec"))
     family = family_of(spec)
     settings = read(str(spec.get("userData") or ""))
     policy = str(spec.get("instanceStorePolicy") or "")
@@ -79,14 +79,14 @@ def _images(thing: Thing, spec: Mapping[str, Any], family: str, bakes: tuple[Bak
         return  # nodes with a volume run any AMI of their family
     ours = {ami for bake in machines for ami in bake.amis}
     names = ", ".join(bake.name for bake in machines)
-    terms = [_map(term) for term in _list(spec.get("amiSelectorTerms"))]
+    terms = [as_map(term) for term in as_list(spec.get("amiSelectorTerms"))]
     for index, term in enumerate(terms):
         at = ("spec", "amiSelectorTerms", index)
         if term.get("alias"):
             yield finding("ami-differs", thing, at, f"alias: {term['alias']} is AWS's own AMI, not {names}")
         elif term.get("id") and ours and term["id"] not in ours:
             yield finding("ami-differs", thing, at, f"{term['id']} is not {names} ({', '.join(sorted(ours))})")
-    selector = _map(spec.get("amiSelector"))
+    selector = as_map(spec.get("amiSelector"))
     ids = str(selector.get("aws-ids") or selector.get("aws::ids") or "")
     chosen = {each.strip() for each in ids.split(",")} - {""}
     if chosen and ours and not chosen & ours:
@@ -99,11 +99,11 @@ def _images(thing: Thing, spec: Mapping[str, Any], family: str, bakes: tuple[Bak
 
 def _disks(thing: Thing, spec: Mapping[str, Any], family: str, bakes: tuple[Bake, ...]) -> Iterator[Finding]:
     sizes = {snapshot: size for bake in bakes for snapshot, size in bake.snapshots if size}
-    mappings = [_map(each) for each in _list(spec.get("blockDeviceMappings"))]
+    mappings = [as_map(each) for each in as_list(spec.get("blockDeviceMappings"))]
     data_device = _DATA_DEVICES.get(family)
     for index, mapping in enumerate(mappings):
         at: Where = ("spec", "blockDeviceMappings", index)
-        ebs, device = _map(mapping.get("ebs")), str(mapping.get("deviceName") or "")
+        ebs, device = as_map(mapping.get("ebs")), str(mapping.get("deviceName") or "")
         snapshot, given = str(ebs.get("snapshotID") or ""), quantity(ebs.get("volumeSize"))
         least = sizes.get(snapshot, 0)
         if given and given < least:
@@ -131,8 +131,8 @@ def _mount(
     elif size and given > size and not _GROWS.search(text):
         message = f"{device} has {gib(given)}, and the file system of the snapshot {gib(size)}: nothing grows it"
         yield finding("volume-not-grown", thing, (*at, "ebs", "volumeSize"), message)
-    kubelet = {**_map(spec.get("kubelet")), **read(text).kubelet}
-    if family == "AL2023" and "imagefs.available" not in _map(kubelet.get("evictionHard")):
+    kubelet = {**as_map(spec.get("kubelet")), **read(text).kubelet}
+    if family == "AL2023" and "imagefs.available" not in as_map(kubelet.get("evictionHard")):
         message = f"the runtime's store is on {device}, and the kubelet's evictionHard does not name imagefs.available"
         yield finding("imagefs-unguarded", thing, at, message)
 
@@ -151,7 +151,7 @@ def _root(thing: Thing, family: str, mappings: list[Mapping[str, Any]], bakes: t
     marked = any(mapping.get("rootVolume") is True for mapping in mappings)
     for index, mapping in enumerate(mappings):
         if mapping.get("rootVolume") is True if marked else mapping.get("deviceName") == device:
-            given = quantity(_map(mapping.get("ebs")).get("volumeSize"))
+            given = quantity(as_map(mapping.get("ebs")).get("volumeSize"))
             if given and given < least:
                 at = ("spec", "blockDeviceMappings", index, "ebs", "volumeSize")
                 name = mapping.get("deviceName")
@@ -170,13 +170,13 @@ def _share(
     thing: Thing, spec: Mapping[str, Any], mappings: list[Mapping[str, Any]], bakes: tuple[Bake, ...]
 ) -> Iterator[Finding]:
     """Check how much of its volume a bake fills: garbage collection then takes all that is not pinned."""
-    settings = {**_map(spec.get("kubelet")), **read(str(spec.get("userData") or "")).kubelet}
+    settings = {**as_map(spec.get("kubelet")), **read(str(spec.get("userData") or "")).kubelet}
     low = _percent(settings.get("imageGCLowThresholdPercent"), _LOW)
     grows = family_of(spec) not in _BY_USER_DATA or bool(_GROWS.search(str(spec.get("userData") or "")))
     for bake in bakes:
         ours = _ids(bake)
         for index, mapping in enumerate(mappings):
-            ebs = _map(mapping.get("ebs"))
+            ebs = as_map(mapping.get("ebs"))
             given = (quantity(ebs.get("volumeSize")) if grows else 0) or bake.size
             if ebs.get("snapshotID") in ours and bake.filled and given and bake.filled * 100 > given * low:
                 at = ("spec", "blockDeviceMappings", index, "ebs")
@@ -246,7 +246,7 @@ def _kubelet(
 def _allow_list(
     thing: Thing, where: Where, key: Where, config: Mapping[str, Any], bakes: tuple[Bake, ...]
 ) -> Iterator[Finding]:
-    allowed = [str(each) for each in _list(config.get(_ALLOW_LIST))]
+    allowed = [str(each) for each in as_list(config.get(_ALLOW_LIST))]
     for entry in allowed:
         if problem := _refused(entry):
             yield finding("allow-list-refused", thing, where, f"the kubelet does not start: {entry!r} {problem}")
@@ -263,7 +263,7 @@ def allow_listed(thing: Thing) -> bool:
     if thing.kind == "NodeConfig":
         found |= of_config(thing.data).kubelet
     elif thing.kind in NODE_CLASSES:
-        found |= read(str(_map(thing.data.get("spec")).get("userData") or "")).kubelet
+        found |= read(str(as_map(thing.data.get("spec")).get("userData") or "")).kubelet
     return found.get(_POLICY) == ALLOW_LISTED
 
 
@@ -296,13 +296,5 @@ def _percent(value: object, default: int) -> int:
 
 def _at(data: Any, where: Where) -> Mapping[str, Any]:
     for part in where:
-        data = _map(data).get(str(part))
-    return _map(data)
-
-
-def _map(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _list(value: object) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else []
+        data = as_map(data).get(str(part))
+    return as_map(data)
