@@ -51,13 +51,17 @@ def _climbs(spec: Spec) -> bool:
 
     if spec.kind == b"g" and spec.form == "pax":  # to containerd the header before a global one says nothing
         return False
-    return above_the_root(spec.name) or (spec.kind == b"1" and above_the_root(spec.link))
+    return above_the_root(spec.name) or (spec.kind == b"1" and not _is_whiteout(spec) and above_the_root(spec.link))
+
+
+def _is_whiteout(spec: Spec) -> bool:
+    """Return whether an entry's name alone counts, of whatever kind it is."""
+    return cleaned(spec.name).rpartition(b"/")[2].startswith(b".wh.")
 
 
 def _has_unknown_device(spec: Spec) -> bool:
     major, minor = spec.device
-    is_whiteout = cleaned(spec.name).rpartition(b"/")[2].startswith(b".wh.")
-    return spec.kind in {b"3", b"4"} and not is_whiteout and (major > 0xFFF or minor > 0xFFFFF)
+    return spec.kind in {b"3", b"4"} and not _is_whiteout(spec) and (major > 0xFFF or minor > 0xFFFFF)
 
 
 def _nests_deeply(spec: Spec) -> bool:
