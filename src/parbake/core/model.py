@@ -454,13 +454,14 @@ class Published(Frozen):
 class TraceSummary(Frozen):
     """What a record keeps of a start-up trace; the trace itself is the file ``file`` beside the artefact.
 
-    Bytes, and seconds of each traced start with cold caches; ``hot_bytes`` is what a node must load of the
-    ``volume_bytes``, in whole blocks of ``block_bytes``; ``scattered_blocks`` is how many that were before the volume
-    was laid out by what starts read (0: it was not). ``stages`` are those of each start with their seconds; ``skipped``
-    says why an image was not traced.
+    ``digest`` is the SHA-256 of that file: no other one is taken for it. Bytes, and seconds of each traced start with
+    cold caches; ``hot_bytes`` is what a node must load of the ``volume_bytes``, in whole blocks of ``block_bytes``;
+    ``scattered_blocks`` is how many that were before the volume was laid out by what starts read (0: it was not).
+    ``stages`` are those of each start with their seconds; ``skipped`` says why an image was not traced.
     """
 
     file: str = ""
+    digest: str = ""
     uuid: str = ""
     how: Literal["loop", "boot", "node"] = "loop"
     made_at: str = ""

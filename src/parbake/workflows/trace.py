@@ -142,13 +142,13 @@ def write_trace(artefact: Path, record: Record, trace: Trace, signer: Signer | N
 
 
 def trace_of(artefact: Path, record: Record | None) -> Trace:
-    """Return the trace beside an artefact; raises InputError when there is none."""
-    path = artefact.with_name(artefact.name + records.TRACE_SUFFIX)
-    if record is None or not path.exists():
+    """Return the trace beside an artefact; raises InputError when it has none, VerificationFailed for another's."""
+    if record is None or record.trace is None or not artefact.with_name(record.trace_name).exists():
         raise InputError(
-            f"{artefact.name} has no start-up trace beside it", hint=f"`parbake trace {artefact.name}` makes one"
+            f"{artefact.name} has no start-up trace beside it",
+            hint=f"`parbake trace {artefact.name}` makes one, or brings one from a node",
         )
-    return load(path)
+    return load(artefact.with_name(record.trace_name), record.trace.digest)
 
 
 def record_node(what: str, seconds: float, events: Events) -> Trace:
@@ -238,5 +238,5 @@ def situation(
 def known(selector: str, folder: Path, events: Events) -> tuple[Record, Trace | None]:
     """Return the record that a user names, and its trace where there is one; raises InputError without a record."""
     artefact, record = records.locate_record(selector, folder, events)
-    path = artefact.with_name(record.trace_name)
-    return record, load(path) if path.exists() else None
+    there = record.trace is not None and artefact.with_name(record.trace_name).exists()
+    return record, trace_of(artefact, record) if there else None

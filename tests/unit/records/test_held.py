@@ -13,14 +13,15 @@ import pytest
 
 from parbake import cli, records
 from parbake.cli.commands import COMMANDS
-from parbake.coldstart.trace import Part, Read, Trace
-from parbake.core.errors import InputError
+from parbake.coldstart.trace import Part, Read, Trace, save
+from parbake.core.errors import InputError, VerificationFailed
 from parbake.core.events import Events
 from parbake.core.model import EBS_BLOCK, Startup, StartupFile
 from parbake.core.workspace import work_folder
 from parbake.machine import disk
 from parbake.records import genuine, held
-from parbake.workflows import bake, export, trace
+from parbake.workflows import bake, export, plan, rollout, trace
+from parbake.workflows.bake import make
 from tests.unit.records.test_genuine import GOOD, Shelf
 
 TRACE = Trace(uuid="0", filesystem="ext4", parts=(Part(name="app", reads=(Read(0, 0, 8),)),))
@@ -203,6 +204,25 @@ def test_where_keys_are_trusted_what_is_unsigned_is_used_for_nothing(
         assert run(shelf, {**USES, **DOES_NOT}[command]) == 3
     assert used == []
     assert bool(anew) is (command == "bake")
+
+
+@pytest.mark.parametrize("planted", [TRACE.model_copy(update={"uuid": "1"}), None], ids=["others", "unrecorded"])
+def test_a_trace_that_is_not_the_records_is_not_used(shelf: Shelf, planted: Trace | None) -> None:
+    """One that lies under another artefact's name, that somebody has replaced, or that no record names."""
+    path = shelf.artefact.with_name(shelf.record.trace_name)
+    recorded = trace.write_trace(shelf.artefact, shelf.record, TRACE)
+    assert [run(shelf, DOES_NOT[each]) for each in ("hydrate", "report")] == [0, 0]
+    assert rollout.hydrate_part([(shelf.artefact, recorded)])
+    if planted:
+        save(planted, path)
+    else:
+        records.write(shelf.output, shelf.record)
+        recorded = shelf.record
+    assert run(shelf, DOES_NOT["hydrate"]) == (3 if planted else 2)
+    assert run(shelf, DOES_NOT["report"]) == (3 if planted else 0)
+    assert make.trace_beside(plan.BakeResult(shelf.artefact, recorded, changed=False)) is None
+    with pytest.raises(VerificationFailed if planted else InputError, match="start-up trace"):
+        rollout.hydrate_part([(shelf.artefact, recorded)])
 
 
 @pytest.mark.usefixtures("used")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from parbake.coldstart.trace import Part, Read, Trace, save
+from parbake.coldstart.trace import Part, Read, Trace
 from parbake.core import run
 from parbake.core.errors import InputError
 from parbake.core.yamltext import parse as parse_yaml
@@ -17,6 +17,7 @@ from parbake.rollouts import mount
 from parbake.rollouts.files import parse, render
 from parbake.rollouts.protocol import History
 from parbake.rollouts.userdata import KEEP_STORE, part_of
+from parbake.workflows.trace import write_trace
 from standins.clusters import goes_out_again, machine_image, parbake, project, volume
 from standins.plans import record
 
@@ -152,7 +153,8 @@ def test_what_loads_the_hot_blocks_in_a_file(here: Path, capsys: pytest.CaptureF
     (here / "gpu.yaml").write_text(text)
     data = volume("data", "snap-9")
     project(here, [{"gitops": {"file": "gpu.yaml", "hydrate": True}}], data)
-    save(Trace(size=1 << 30, parts=(Part(name="a", reads=(Read(0, 8, 8),)),)), here / "artefacts" / data.trace_name)
+    trace = Trace(size=1 << 30, parts=(Part(name="a", reads=(Read(0, 8, 8),)),))
+    write_trace(here / "artefacts" / data.artefact, data, trace)
     code, done = parbake(capsys, "rollout", data.key)
     after = (here / "gpu.yaml").read_text()
     assert (code, done["changed"]) == (0, True)

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from parbake.coldstart.hydrate import user_data
-from parbake.coldstart.trace import Part, Read, Trace, hydrate_list, save
+from parbake.coldstart.trace import Part, Read, Trace, hydrate_list
 from parbake.core.run import Deadline
 from parbake.machine.disk import filesystem_uuid
 from parbake.rollouts import mount
 from parbake.rollouts.userdata import part_of
 from parbake.workflows import rollout
+from parbake.workflows.trace import write_trace
 from standins.clusters import NEEDS_KUBECTL, goes_out_again, machine_image, parbake, project, volume
 from standins.kubernetes.karpenter import Ami, Karpenter
 from standins.kubernetes.kubectl_in_process import replace_kubectl
@@ -230,7 +231,7 @@ def test_what_loads_the_hot_blocks_comes_with_the_volume(
     assert (code, error["error"]) == (2, "InputError")
     assert f"`parbake trace {DATA.artefact}`" in error["hint"]
     made = Trace(uuid="0" * 32, filesystem="ext4", size=1 << 30, parts=(Part(name="a", reads=(Read(0, 8, 8),)),))
-    save(made, tmp_path / "artefacts" / DATA.trace_name)
+    write_trace(tmp_path / "artefacts" / DATA.artefact, DATA, made)
     with cluster:
         assert parbake(capsys, "rollout", DATA.key, *QUICK)[0] == 0
         text = server.get("ec2nodeclasses", "gpu")["spec"]["userData"]

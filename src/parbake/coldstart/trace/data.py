@@ -5,6 +5,7 @@ the file system, as the kernel's block layer counts, times in milliseconds since
 between machines, so reading it trusts nothing.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -13,7 +14,7 @@ from urllib.parse import quote
 from pydantic import ConfigDict, Field, StringConstraints, ValidationError
 
 from parbake.core import atomic
-from parbake.core.errors import InputError
+from parbake.core.errors import InputError, VerificationFailed
 from parbake.core.files import read_file
 from parbake.core.model import EBS_BLOCK, Frozen, TraceSummary
 from parbake.core.workspace import room_for
@@ -161,6 +162,7 @@ def summary(trace: Trace, *, file: str = "") -> TraceSummary:
         seconds={part.name: part.seconds for part in trace.parts if part.seconds is not None},
         stages={part.name: part.stages for part in trace.parts if part.stages},
         skipped=trace.skipped,
+        digest=hashlib.sha256(_text(trace)).hexdigest(),
     )
 
 
@@ -178,20 +180,32 @@ def parse(data: bytes, *, called: str = "the trace") -> Trace:
         ) from None
 
 
-def load(path: Path) -> Trace:
-    """Read a trace file; raises InputError when there is none, or it is something else."""
+def load(path: Path, digest: str | None = None) -> Trace:
+    """Read a trace file; raises InputError when there is none, or it is something else.
+
+    With the ``digest`` that a record names, raises VerificationFailed for any other file than the record's.
+    """
     try:
         data = read_file(path, _LARGEST_FILE)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}", hint="name a file that `parbake trace` wrote") from None
+    if digest is not None and digest != hashlib.sha256(data).hexdigest():
+        raise VerificationFailed(
+            f"{path} is not the start-up trace that its record names",
+            hint=f"`parbake trace {path.stem}` makes it anew",
+        )
     return parse(data, called=str(path))
 
 
 def save(trace: Trace, path: Path) -> Path:
     """Write a trace file, whole or not at all; raises DiskFull."""
     with room_for(path):
-        atomic.replace(path, trace.model_dump_json(by_alias=True) + "\n")
+        atomic.replace(path, _text(trace))
     return path
+
+
+def _text(trace: Trace) -> bytes:
+    return trace.model_dump_json(by_alias=True).encode() + b"\n"
 
 
 def spans(blocks: Iterable[int], *, most: int = 8) -> Iterable[tuple[int, int]]:

@@ -24,7 +24,7 @@ from parbake.builders import (
 from parbake.core import access, interrupts
 from parbake.core.blocks import BlockList
 from parbake.core.claim import Claim
-from parbake.core.errors import InputError
+from parbake.core.errors import InputError, VerificationFailed
 from parbake.core.events import Events
 from parbake.core.model import Image, Plan, Published
 from parbake.core.run import need_root
@@ -297,6 +297,6 @@ def trace_beside(earlier: BakeResult | None) -> Trace | None:
         return None
     from parbake.workflows.trace import trace_of
 
-    with suppress(InputError):  # it was removed by hand, or is damaged
+    with suppress(InputError, VerificationFailed):  # it was removed by hand, or is another's
         return trace_of(earlier.artefact, earlier.record)
     return None

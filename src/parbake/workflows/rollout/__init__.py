@@ -19,7 +19,6 @@ from parbake.bakefile import COPY_ROLES, Bakefile
 from parbake.bakefile.targets import Target
 from parbake.coldstart.hydrate import user_data
 from parbake.coldstart.trace import hydrate_list
-from parbake.coldstart.trace import load as load_trace
 from parbake.core import interrupts
 from parbake.core.errors import InputError, ParbakeError, RolloutError, Stalled, TargetMissing, VerificationFailed
 from parbake.core.events import Events
@@ -34,6 +33,7 @@ from parbake.rollouts.choose import open_target
 from parbake.workflows.identity import opened
 from parbake.workflows.platforms import together
 from parbake.workflows.rollout.warm import Warming
+from parbake.workflows.trace import trace_of
 
 _AGAIN = "`parbake verify` compares the artefact with its record, and writes the list anew where it fits"
 _STEADY = 2  # so often in a row a target must be seen to be done
@@ -299,13 +299,12 @@ def hydrate_part(located: Iterable[tuple[Path, Record]]) -> str:
             hint="bake them with --rehearse, which puts the service into each; or remove `hydrate`",
         )
     ((artefact, record),) = volumes or found
-    trace = artefact.with_name(record.trace_name)
-    if not trace.exists():
+    try:
+        return user_data(hydrate_list(trace_of(artefact, record)))
+    except InputError as error:
         raise InputError(
-            f"{record.artefact} has no start-up trace, and a target says `hydrate`",
-            hint=f"`parbake trace {record.artefact}` makes one, or brings one from a node; or remove `hydrate`",
-        )
-    return user_data(hydrate_list(load_trace(trace)))
+            f"{error.message}, and a target says `hydrate`", hint=f"{error.hint}; or remove `hydrate`"
+        ) from None
 
 
 def _with_mount(offered: Offer, found: Sequence[Record], config: Target) -> Offer:
