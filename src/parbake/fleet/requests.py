@@ -56,7 +56,7 @@ def _need_artefacts_of_ec2(fleet: Fleet) -> None:
     if fleet.places and not any(_may_be_in_ec2(entry.file) for entry in fleet.bakefiles):
         raise InputError(
             "the fleet has `places`, and none of its Bakefiles is baked into EC2",
-            hint="bake with `builder: ebs` or `ec2`, or remove `places`",
+            hint="bake with `builder: ebs` or `builder: ec2`, or remove `places`",
         )
 
 

@@ -98,7 +98,8 @@ def _record(bakefile: Bakefile, selector: str, events: Events) -> Record:
     record = genuine.need(artefact, bakefile.trust)
     if not record.published:
         raise InputError(
-            f"{record.artefact} lies in no cloud, so there is nothing to copy", hint="bake it with `builder: ebs`"
+            f"{record.artefact} lies in no cloud, so there is nothing to copy",
+            hint="bake it with `builder: ebs` (from here, no instance) or `builder: ec2`",
         )
     if record.verdict and not record.verdict.passed:
         raise VerificationFailed(

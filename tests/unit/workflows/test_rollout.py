@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from parbake.core.errors import InputError
 from parbake.rollouts import Rollout, TargetStatus
 from parbake.rollouts.nodeclass import decide, held
 from parbake.workflows.rollout import _has_had, offer
+from standins import plans
 from standins.clusters import REGION, machine_image
 from standins.kubernetes.store import merge
 from tests.unit.rollouts.test_node_classes import ALIAS, node_class
@@ -49,3 +52,25 @@ def test_a_target_goes_by_each_of_its_ids_names_and_keys_in_whatever_order_they_
             assert _has_had(holding(after), [name]), name
         assert record.artefact in str(held(after, "/dev/xvdb")), "the name is kept"
     assert not _has_had(holding(after), [records[0].artefact, "ami-9"])
+
+
+@pytest.mark.parametrize("region", [None, REGION])
+@pytest.mark.parametrize("more", [[], [RECORDS[1]]], ids=["alone", "beside an AMI"])
+def test_what_is_published_nowhere_names_the_builders_that_publish(region: str | None, more: list[Any]) -> None:
+    local = plans.record("local")
+    with pytest.raises(InputError) as caught:
+        offer([local, *more], region)
+    assert (
+        caught.value.message == f"{local.artefact}: published in no region of a cloud, so there is nothing to hand out"
+    )
+    assert "`builder: ebs`" in caught.value.hint
+    assert "`builder: ec2`" in caught.value.hint
+
+
+@pytest.mark.parametrize("region", [None, "us-west-2"])
+def test_what_is_published_elsewhere_is_told_to_be_copied(region: str | None) -> None:
+    elsewhere = machine_image("far", "ami-3", architecture="arm64")
+    there = elsewhere.model_copy(update={"published": {"us-west-2": elsewhere.published[REGION]}})
+    with pytest.raises(InputError) as caught:
+        offer([RECORDS[0], there], region)
+    assert "`parbake copy`" in caught.value.hint

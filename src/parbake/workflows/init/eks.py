@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from parbake.bakefile.scaffold import scalar
+from parbake.bakefile.values import valid_name
 from parbake.core.errors import InputError, ParbakeError
 from parbake.rollouts import families
 from parbake.rollouts.cluster import Cluster
@@ -38,6 +39,9 @@ class Found:
             )
         where = f", context: {scalar(context)}" if context else ""
         targets = [f"karpenter: {{nodeclass: {scalar(name)}{where}}}" for name in self.classes]
+        if len(targets) > 1:  # a target without a name is named after its kind, and names must differ
+            named = zip(self.classes, targets, strict=True)
+            targets = [f"{{name: {scalar(valid_name(name))}, {target}}}" for name, target in named]
         further = "".join(f"\n#  - {each}" for each in targets[1:])
         settings = {
             "builder": "builder: ebs",

@@ -244,15 +244,19 @@ def offer(found: Sequence[Record], region: str | None, *, here: bool = False) ->
     }
     if here and not region and not any(record.published for record in found):
         return Offer(**named, image_size=max(record.size for record in found))
+    if nowhere := " and ".join(record.artefact for record in found if not record.published):
+        raise InputError(
+            f"{nowhere}: published in no region of a cloud, so there is nothing to hand out",
+            hint="write `builder: ebs` (from here, no instance) or `builder: ec2` into the Bakefile, and bake again",
+        )
     region = region or _one_region(found)
     images, volume, runtime = list[Published](), Published(), ""
     for record in found:
         published = record.published.get(region)
         if published is None:
-            there = ", ".join(sorted(record.published)) or "nowhere"
             raise InputError(
-                f"{record.artefact} is not published in {region}, but in {there}",
-                hint="publish it there, or correct the target's `region`",
+                f"{record.artefact} is not published in {region}, but in {', '.join(sorted(record.published))}",
+                hint="`parbake copy` publishes it there too; or correct the target's `region`",
             )
         if record.plan.artefact.kind == "volume":
             volume, runtime = published, record.verdict.runtime if record.verdict else ""
@@ -346,10 +350,7 @@ def _one_region(found: Sequence[Record]) -> str:
     names = " and ".join(record.artefact for record in found)
     if regions:
         raise InputError(f"{names}: published in {', '.join(sorted(regions))}", hint="name the target's `region`")
-    raise InputError(
-        f"{names}: published in no region of a cloud, so there is nothing to hand out",
-        hint="write `builder: ebs` (from here, no instance) or `builder: ec2` into the Bakefile, and bake again",
-    )
+    raise InputError(f"{names}: there is no region in which all are", hint="`parbake copy` publishes one there too")
 
 
 def _records(selector: str, bakefile: Bakefile, events: Events) -> list[tuple[Path, Record]]:
