@@ -50,8 +50,9 @@ class Case:
 
     ``shortcuts``: the commands of parbake that are cut short. ``after``: a document that is followed there before.
     ``own_cache`` keeps the user's cache out of it; ``afresh`` begins every block in the folder, as readers of a README
-    do. ``cut_short``: golden files of what the commands that are cut short would say. ``proven``: verifications say yes
-    without booting a machine. ``preloaded``: commands are no programs that load parbake anew.
+    do. Another test follows blocks that hold the words ``elsewhere``. ``cut_short``: golden files of what the commands
+    that are cut short would say. ``proven``: verifications say yes without booting a machine. ``preloaded``: commands
+    are no programs that load parbake anew.
     """
 
     document: str
@@ -59,6 +60,7 @@ class Case:
     after: str = ""
     own_cache: bool = False
     afresh: bool = False
+    elsewhere: str = "\0"
     cut_short: tuple[str, ...] = ()
     proven: bool = False
     preloaded: bool = True
@@ -66,29 +68,36 @@ class Case:
 
 NOTHING: frozenset[str] = frozenset()
 # Where they lead to is a stand-in of its own, in standins/kubernetes and tests/aws.
+IN_EC2 = frozenset({"bake in EC2"})
 ROLLOUTS = frozenset({"rollout", "rollback", "status", "freeze", "thaw", "watch"})
 TUTORIAL = Case("docs/tutorial.md", shortcuts=NOTHING, preloaded=False)
 """It boots a machine: tests/vm follows it."""
 MIGRATE = Case("docs/how-to/migrate.md", shortcuts=NOTHING)
 EKS = Case("docs/how-to/eks.md", shortcuts=NOTHING)
+KARPENTER = Case("docs/how-to/karpenter.md", shortcuts=NOTHING)
 """They bake in EC2 or for EBS: tests/aws follows them, on stand-ins of its own process."""
 ENGINE = Case("docs/how-to/fleet-engine.md", shortcuts=NOTHING)
 """It needs an engine: tests/system/fleet/test_pages.py follows it on one that is there."""
 HERE = (
-    Case("README.md", shortcuts=frozenset({"bake", "demo"}) | ROLLOUTS, afresh=True, cut_short=("bake", "demo")),
+    Case(
+        "README.md",
+        shortcuts=frozenset({"bake", "demo"}) | ROLLOUTS,
+        afresh=True,
+        elsewhere="init --for eks",
+        cut_short=("bake", "demo"),
+    ),
     Case(
         "docs/reference/cli.md",
         shortcuts=frozenset({"init", "bake", "demo", "copy", "fetch", "export", "fleet"}) | ROLLOUTS,
         proven=True,
     ),
-    Case("docs/how-to/karpenter.md", shortcuts=ROLLOUTS),
-    Case("docs/how-to/rollout.md", shortcuts=ROLLOUTS),
-    Case("docs/how-to/gitops.md", shortcuts=NOTHING),
-    Case("docs/how-to/files.md", shortcuts=NOTHING),
-    Case("docs/how-to/asg.md", shortcuts=ROLLOUTS),
-    Case("docs/how-to/nodegroups.md", shortcuts=ROLLOUTS),
-    Case("docs/how-to/ocean.md", shortcuts=ROLLOUTS),
-    Case("docs/how-to/parameters.md", shortcuts=ROLLOUTS),
+    Case("docs/how-to/rollout.md", shortcuts=IN_EC2 | ROLLOUTS),
+    Case("docs/how-to/gitops.md", shortcuts=IN_EC2),
+    Case("docs/how-to/files.md", shortcuts=IN_EC2),
+    Case("docs/how-to/asg.md", shortcuts=IN_EC2 | ROLLOUTS),
+    Case("docs/how-to/nodegroups.md", shortcuts=IN_EC2 | ROLLOUTS),
+    Case("docs/how-to/ocean.md", shortcuts=IN_EC2 | ROLLOUTS),
+    Case("docs/how-to/parameters.md", shortcuts=IN_EC2 | ROLLOUTS),
     Case("docs/how-to/watch.md", shortcuts=ROLLOUTS),
     Case("docs/how-to/retention.md", shortcuts=frozenset({"prune"})),
     Case("docs/how-to/manifests.md"),
@@ -109,12 +118,13 @@ HERE = (
     Case("docs/how-to/lint.md"),
     Case("docs/how-to/other-clouds.md", shortcuts=frozenset({"bake", "export"})),
 )
-CASES = (TUTORIAL, MIGRATE, EKS, ENGINE, *HERE)
+CASES = (TUTORIAL, MIGRATE, EKS, KARPENTER, ENGINE, *HERE)
 
 SHORTCUTS = {
     # The base matters in none of the documents in which `init` is cut short: a volume is made in a second.
     "init": 'init) {parbake} "$@"; sed -i "s/^#base: .*/base: none/" "$2/parbake.yaml"; exit ;;',
     "bake": 'bake) shift; set -- bake --no-verify "$@" ;;',
+    "bake in EC2": "bake) set -- bake --help ;;",  # there is no AWS here
     # Options and arguments are read, then help is shown.
     "verify": "verify) set -- verify --help ;;",
     "demo": "demo) set -- demo --help ;;",
@@ -221,7 +231,7 @@ def follow(case: Case, world: World) -> None:
     prepare(case.document, folder, world)
     if case.after:
         documents.run(documents.read(ROOT / case.after), folder, env, change=world.place)
-    blocks = documents.read(ROOT / case.document)
+    blocks = [each for each in documents.read(ROOT / case.document) if case.elsewhere not in each.text]
     said = shapes(documents.run(blocks, folder, env, change=world.place, afresh=case.afresh))
     for golden in case.cut_short:
         said |= shapes((GOLDEN / f"{golden}.txt").read_text())
