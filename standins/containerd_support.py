@@ -23,6 +23,7 @@ from parbake.containerd.labels import (
     snapshot_reference,
     unpack_key,
 )
+from parbake.containerd.proto import content_pb2, cri_pb2, leases_pb2, namespaces_pb2
 from parbake.containerd.snapshots import folders
 from parbake.core import mounts, run
 from parbake.core.model import Descriptor, Platform
@@ -236,3 +237,51 @@ def shared_places() -> dict[str, list[str]]:
     """Return what lies in the places that a machine's own containerd uses."""
     places = ("/run/containerd", "/var/lib/containerd", "/opt/containerd", "/etc/cni", "/run/netns")
     return {place: sorted(str(path) for path in Path(place).rglob("*")) for place in places}
+
+
+# What parbake itself never asks a containerd.
+
+
+def in_namespace(client: Client, namespace: str) -> Client:
+    """Return a client of another namespace over the same connection; closing either closes both."""
+    return Client(client.connection, namespace=namespace, snapshotter=client.snapshots.snapshotter)
+
+
+def namespaces(client: Client) -> set[str]:
+    path = "/containerd.services.namespaces.v1.Namespaces/List"
+    request = namespaces_pb2.ListNamespacesRequest()
+    return {
+        each.name for each in client.connection.unary(path, request, namespaces_pb2.ListNamespacesResponse).namespaces
+    }
+
+
+def leases(client: Client) -> tuple[str, ...]:
+    path, metadata = "/containerd.services.leases.v1.Leases/List", client._metadata()
+    reply = client.connection.unary(path, leases_pb2.ListRequest(), leases_pb2.ListResponse, metadata=metadata)
+    return tuple(lease.id for lease in reply.leases)
+
+
+def unfinished(client: Client) -> dict[str, int]:
+    """Return the writes that are not at their end: reference to bytes that are there."""
+    path, metadata = "/containerd.services.content.v1.Content/ListStatuses", client._metadata()
+    request = content_pb2.ListStatusesRequest()
+    reply = client.connection.unary(path, request, content_pb2.ListStatusesResponse, metadata=metadata)
+    return {status.ref: status.offset for status in reply.statuses}
+
+
+def seen_images(cri: Cri) -> list[cri_pb2.Image]:
+    """Return all images that kubelet would see."""
+    path = "/runtime.v1.ImageService/ListImages"
+    return list(cri._connection.unary(path, cri_pb2.ListImagesRequest(), cri_pb2.ListImagesResponse).images)
+
+
+def sandboxes(cri: Cri) -> list[str]:
+    """Return the ids of all sandboxes, stopped ones included."""
+    path = "/runtime.v1.RuntimeService/ListPodSandbox"
+    reply = cri._connection.unary(path, cri_pb2.ListPodSandboxRequest(), cri_pb2.ListPodSandboxResponse)
+    return [pod.id for pod in reply.items]
+
+
+def remove_container(cri: Cri, container: str) -> None:
+    request = cri_pb2.RemoveContainerRequest(container_id=container)
+    cri._connection.unary("/runtime.v1.RuntimeService/RemoveContainer", request, cri_pb2.RemoveContainerResponse)

@@ -7,7 +7,7 @@ leftover may go. A client token follows from key, run and purpose, so that a cal
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -78,8 +78,3 @@ def expired(tags: Mapping[str, str], *, now: datetime | None = None) -> bool:
     """Whether a temporary resource is past its time; one without a readable time is not."""
     end = read_timestamp(tags.get(EXPIRY, ""))
     return end is not None and end < (now or datetime.now(UTC))
-
-
-def newest(resources: Iterable[Mapping[str, Any]], date: str = "CreationDate") -> Mapping[str, Any] | None:
-    """Return the resource with the latest date (RFC 3339 text or datetime), None of none."""
-    return max(resources, key=lambda each: str(each.get(date, "")), default=None)

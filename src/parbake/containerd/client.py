@@ -43,23 +43,12 @@ class Client:
         namespace = (("containerd-namespace", self.namespace),)
         return (*namespace, ("containerd-lease", self._lease)) if self._lease else namespace
 
-    def in_namespace(self, namespace: str) -> Client:
-        """Return a client of another namespace over the same connection; closing either closes both."""
-        return Client(self.connection, namespace=namespace, snapshotter=self.snapshots.snapshotter)
-
     def version(self) -> str:
         """Return containerd's version."""
         reply = self.connection.unary(
             "/containerd.services.version.v1.Version/Version", Empty(), version_pb2.VersionResponse
         )
         return reply.version
-
-    def namespaces(self) -> tuple[str, ...]:
-        """Return the names of all namespaces."""
-        reply = self.connection.unary(
-            f"{_NAMESPACES}/List", namespaces_pb2.ListNamespacesRequest(), namespaces_pb2.ListNamespacesResponse
-        )
-        return tuple(namespace.name for namespace in reply.namespaces)
 
     def make_namespace(self) -> None:
         """Make sure that the client's namespace exists."""
@@ -88,13 +77,6 @@ class Client:
             raise
         self._lease = ""
         self._drop_lease(lease, sync=True)
-
-    def leases(self) -> tuple[str, ...]:
-        """Return the ids of all leases of the namespace."""
-        reply = self.connection.unary(
-            f"{_LEASES}/List", leases_pb2.ListRequest(), leases_pb2.ListResponse, metadata=self._metadata()
-        )
-        return tuple(lease.id for lease in reply.leases)
 
     def gc(self) -> None:
         """Collect garbage, in all namespaces, and wait for the end of it.

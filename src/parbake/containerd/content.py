@@ -100,25 +100,12 @@ class Content:
             self.label(digest, merged)
         return True
 
-    def delete(self, digest: str) -> None:
-        """Remove a blob; missing is fine."""
-        request = pb.DeleteContentRequest(digest=digest)
-        with suppress(NotFound):
-            self._connection.unary(f"{_SERVICE}/Delete", request, Empty, metadata=self._metadata(), subject=digest)
-
     def abort(self, ref: str) -> None:
         """Throw away an unfinished write; missing is fine."""
         with suppress(NotFound):
             self._connection.unary(
                 f"{_SERVICE}/Abort", pb.AbortRequest(ref=ref), Empty, metadata=self._metadata(), subject=ref
             )
-
-    def unfinished(self) -> dict[str, int]:
-        """Return the unfinished writes: reference to bytes that are there."""
-        reply = self._connection.unary(
-            f"{_SERVICE}/ListStatuses", pb.ListStatusesRequest(), pb.ListStatusesResponse, metadata=self._metadata()
-        )
-        return {status.ref: status.offset for status in reply.statuses}
 
     def write(
         self,

@@ -146,21 +146,11 @@ class Cri:
         reply = self._images("ImageStatus", request, pb.ImageStatusResponse, subject=reference)
         return _image(reply.image) if reply.HasField("image") else None
 
-    def list_images(self) -> tuple[ImageStatus, ...]:
-        """Return all images that kubelet would see."""
-        reply = self._images("ListImages", pb.ListImagesRequest(), pb.ListImagesResponse)
-        return tuple(_image(image) for image in reply.images)
-
     def pull_image(self, reference: str, *, timeout: float = 1800.0) -> str:
         """Pull an image as kubelet would, without credentials, and return its id."""
         request = pb.PullImageRequest(image=pb.ImageSpec(image=reference))
         reply = self._images("PullImage", request, pb.PullImageResponse, timeout=timeout, subject=reference)
         return reply.image_ref
-
-    def remove_image(self, reference: str) -> None:
-        """Remove an image with all its names; missing is fine."""
-        request = pb.RemoveImageRequest(image=pb.ImageSpec(image=reference))
-        self._images("RemoveImage", request, pb.RemoveImageResponse, timeout=300.0, subject=reference)
 
     # ---- pods
 
@@ -204,11 +194,6 @@ class Cri:
         request = pb.RemovePodSandboxRequest(pod_sandbox_id=pod_id)
         with suppress(NotFound):
             self._runtime("RemovePodSandbox", request, pb.RemovePodSandboxResponse, timeout=timeout, subject=pod_id)
-
-    def list_pod_sandboxes(self) -> tuple[str, ...]:
-        """Return the ids of all sandboxes, stopped ones included."""
-        reply = self._runtime("ListPodSandbox", pb.ListPodSandboxRequest(), pb.ListPodSandboxResponse)
-        return tuple(pod.id for pod in reply.items)
 
     @contextmanager
     def pod(self, name: str, *, log_directory: Path | str = "", host_network: bool = True) -> Iterator[Pod]:
@@ -316,12 +301,6 @@ class Cri:
         patience = timeout + 30.0
         reply = self._runtime("ExecSync", request, pb.ExecSyncResponse, timeout=patience, subject=container_id)
         return reply.exit_code
-
-    def remove_container(self, container_id: str) -> None:
-        """Kill and remove a container; missing is fine."""
-        request = pb.RemoveContainerRequest(container_id=container_id)
-        with suppress(NotFound):
-            self._runtime("RemoveContainer", request, pb.RemoveContainerResponse, timeout=60.0, subject=container_id)
 
     def _runtime(
         self, method: str, request: Message, reply: type[Reply], *, timeout: float = 30.0, subject: str = ""

@@ -141,11 +141,6 @@ def _not_ours(path: Path, why: str) -> EnvironmentProblem:
     )
 
 
-def is_private(status: os.stat_result) -> bool:
-    """Whether a file or folder is of this user, and nobody else can write to it."""
-    return status.st_uid == os.geteuid() and not status.st_mode & _WRITABLE_BY_OTHERS
-
-
 @guarded
 def _draft(folder: int, name: str) -> tuple[str, int]:
     """Make a draft and lock it; return its name and its descriptor."""

@@ -109,11 +109,6 @@ class Found:
     warnings: tuple[str, ...]
     configs: ConfigMaps
 
-    @property
-    def references(self) -> tuple[str, ...]:
-        """The references alone."""
-        return tuple(image.reference for image in self.images)
-
 
 @dataclass(slots=True)
 class _Search:

@@ -17,6 +17,7 @@ from parbake.core.errors import BadContent, LayerError, Unreachable
 from parbake.core.events import Event, Events
 from parbake.core.model import Descriptor, Plan
 from parbake.core.sources import Readable, Source
+from standins import containerd_support as support
 from standins.images import Built, image, index, layer
 from standins.store import Memory, ctr, image_of, plan_of, pull_by_ctr, snapshot_folders
 from standins.trees import differences, scan
@@ -176,7 +177,7 @@ def test_a_fill_that_failed_is_finished_by_the_next(keep_layers: bool, store: Cl
     assert {record.name for record in store.images.list()} == set(plan.images[0].names)
     assert list(work.iterdir()) == []
     assert len(store.snapshots.list()) == 2
-    assert store.leases() == ()
+    assert support.leases(store) == ()
 
 
 def test_a_hostile_layer_leaves_no_image(store: Client, work: Path) -> None:

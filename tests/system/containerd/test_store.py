@@ -15,6 +15,7 @@ from parbake.containerd.snapshots import folders
 from parbake.core import run
 from parbake.core.errors import BadContent, ContainerdError
 from parbake.core.model import MIB, Descriptor
+from standins import containerd_support as support
 from standins.containerd_support import CONFIG, INDEX, busybox, describe, digest_of, fill
 
 pytestmark = pytest.mark.root
@@ -48,7 +49,7 @@ def ctr(daemon: Daemon, client: Client, *arguments: str) -> list[list[str]]:
 def test_an_image_as_ctr_sees_it(daemon: Daemon, client: Client) -> None:
     made = busybox()
     fill(client, NAME, made)
-    assert client.namespace in client.namespaces()
+    assert client.namespace in support.namespaces(client)
     assert [row[:3] for row in ctr(daemon, client, "images", "ls")[1:]] == [
         [NAME, made.manifest.media_type, made.manifest.digest]
     ]
@@ -59,7 +60,7 @@ def test_an_image_as_ctr_sees_it(daemon: Daemon, client: Client) -> None:
     )
     labels = " ".join(ctr(daemon, client, "images", "ls")[1][-1:])
     assert labels == "io.cri-containerd.pinned=pinned"
-    assert client.leases() == ()
+    assert support.leases(client) == ()
 
 
 def test_what_nothing_refers_to_goes_and_its_files_go(daemon: Daemon, client: Client) -> None:
@@ -92,11 +93,8 @@ def test_content(client: Client) -> None:
         empty = describe(b"", "application/octet-stream")
         client.content.write(empty, b"")
         assert client.content.exists(empty.digest)
-        client.content.delete(empty.digest)
-        client.content.delete(empty.digest)
-        assert not client.content.exists(empty.digest)
-        with pytest.raises(NotFound, match=empty.digest):
-            client.content.read(empty.digest)
+        with pytest.raises(NotFound, match="0" * 64):
+            client.content.read(f"sha256:{'0' * 64}")
     assert client.content.list() == ()  # nothing refers to it, and the lease is gone
 
 
@@ -115,12 +113,12 @@ def test_a_broken_write_is_resumed(client: Client) -> None:
         with pytest.raises(ConnectionResetError, match="hung up"):
             client.content.write(blob, pieces(3 * MIB))
         deadline = run.Deadline(120, "the broken write's end")
-        while not (seen := client.content.unfinished().get(reference(blob.digest), 0)):
+        while not (seen := support.unfinished(client).get(reference(blob.digest), 0)):
             deadline.sleep(0.01)
         assert seen <= 3 * MIB
         client.content.write(blob, pieces(len(data)))
         assert client.content.read(blob.digest) == data
-        assert client.content.unfinished() == {}
+        assert support.unfinished(client) == {}
 
 
 def test_wrong_bytes_are_refused_and_forgotten(client: Client) -> None:
@@ -131,7 +129,7 @@ def test_wrong_bytes_are_refused_and_forgotten(client: Client) -> None:
             client.content.write(blob, b"what was delivere")
         with pytest.raises(BadContent):
             client.content.write(blob, data + b" and more")
-        assert client.content.unfinished() == {}
+        assert support.unfinished(client) == {}
         client.content.write(blob, data)
         assert client.content.read(blob.digest) == data
 
@@ -139,7 +137,7 @@ def test_wrong_bytes_are_refused_and_forgotten(client: Client) -> None:
 def test_content_of_another_namespace_is_shared(client: Client) -> None:
     data = b"shared" * 1000
     blob = describe(data, "application/octet-stream")
-    other = client.in_namespace("other")
+    other = support.in_namespace(client, "other")
     with client.lease("here"), other.lease("there"):
         other.content.write(blob, data)
         assert not client.content.exists(blob.digest)
@@ -200,7 +198,7 @@ def test_images(client: Client) -> None:
 def test_leases(daemon: Daemon, client: Client) -> None:
     blob = describe(b"leased", "application/octet-stream")
     with client.lease("keep", hours=2) as lease:
-        assert client.leases() == (lease,)
+        assert support.leases(client) == (lease,)
         client.content.write(blob, b"leased")
         client.gc()
         assert client.content.exists(blob.digest)
@@ -210,8 +208,8 @@ def test_leases(daemon: Daemon, client: Client) -> None:
         assert 7000 < left <= 7200
         with pytest.raises(ContainerdError, match="already"), client.lease("nested"):
             pass
-    assert client.leases() == ()
+    assert support.leases(client) == ()
     assert not client.content.exists(blob.digest)
     with pytest.raises(ZeroDivisionError), client.lease("fails"):
         raise ZeroDivisionError
-    assert client.leases() == ()
+    assert support.leases(client) == ()

@@ -25,6 +25,7 @@ from parbake.images import pause
 from parbake.machine import disk
 from parbake.verify.mounted import look
 from parbake.verify.starter import Started, Starter
+from standins import containerd_support as support
 from standins.every_layer_feature import busybox_layer, push_all, variety
 from standins.images import image, push
 from standins.newer import MACHINES, NEWER, program_of
@@ -198,7 +199,7 @@ def test_an_image_is_a_pods_volume(world: World, tmp_path: Path, started: str) -
         run.run(["mount", "-o", "remount,ro", str(at)])
         assert "empty folder" in look(LocalHost().check, str(at), "/")[0]
         run.run(["umount", str(at)])
-        assert cri.list_pod_sandboxes() == ()
+        assert support.sandboxes(cri) == []
 
 
 def test_trees_are_those_that_the_newer_one_unpacks(world: World, tmp_path: Path) -> None:

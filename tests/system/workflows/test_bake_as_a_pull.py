@@ -33,6 +33,7 @@ from parbake.core.reference import Reference
 from parbake.core.run import Deadline, run
 from parbake.images import pause
 from parbake.images.registry import Registry
+from standins import containerd_support as support
 from standins.every_layer_feature import push_all, variety
 from standins.registry import DockerRegistry
 from standins.runs import bake, bakefile, opened, traces
@@ -273,14 +274,14 @@ def test_pods_start_with_no_registry(world: World, tmp_path: Path, filesystem: s
                 status = cri.image_status(image["reference"])
                 assert status is not None
                 assert (status.pinned, status.id) == (True, image["config"]["digest"])
-            assert {status.pinned for status in cri.list_images()} == {True}
+            assert {status.pinned for status in support.seen_images(cri)} == {True}
             with cri.pod("baked", log_directory=daemon.folder / "logs") as pod:
                 for name, said in (("index:1", "hello from the index\n"), ("real:1", "hello\n")):
                     container = cri.create_container(pod, "app", world.names[name], log_path=f"{name}.log")
                     cri.start_container(container)
                     assert wait_for_end(cri, container) == 0
                     assert log_text((daemon.folder / f"logs/{name}.log").read_bytes()) == said
-                    cri.remove_container(container)
+                    support.remove_container(cri, container)
     finally:
         world.registry.start()
 

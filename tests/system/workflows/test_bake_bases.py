@@ -22,6 +22,7 @@ from parbake.core.events import Events
 from parbake.core.run import run
 from parbake.images import pause
 from parbake.machine import disk
+from standins import containerd_support as support
 from standins.command import digests_of
 from standins.disks import MIB, Label, filesystem, machine, node_tree, sh
 from standins.images import image, index, layer, push
@@ -187,14 +188,14 @@ def test_nothing_of_what_the_base_holds_is_lost(place: Path, registry: DockerReg
         ctr(daemon, "images", "pull", "--local", "--plain-http", name["pause:9"])
         ctr(daemon, "--namespace", "default", "images", "pull", "--local", "--plain-http", name["other:1"])
         ctr(daemon, "images", "tag", name["app:1"], "localhost/kept:1")
-        before = held(client), held(client.in_namespace("default"))
+        before = held(client), held(support.in_namespace(client, "default"))
 
     second = bake_onto(place / "second", place / "between/copy.raw", name["other:1"], size="192MiB")
     root = find_root(Path(second["artefact_path"]))
     with opened(
         Path(second["artefact_path"]), place / "after", "ext4", offset=root.start, size=root.size, store=STORE
     ) as (_, daemon), daemon.client() as client:  # fmt: skip
-        after = held(client), held(client.in_namespace("default"))
+        after = held(client), held(support.in_namespace(client, "default"))
         assert targets(client) == {
             **{name[what]: built.digest for what, built in (("app:1", APP), ("other:1", OTHER), ("pause:9", PAUSE))},
             "localhost/kept:1": APP.digest,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from parbake import aws
-from parbake.aws.tags import ARTEFACT, MANAGED, ROLE, expired, newest
+from parbake.aws.tags import ARTEFACT, MANAGED, ROLE, expired
 
 STAMP = aws.Stamp(key="k" * 64, run="r1", name="node", hours=2.0, extra={"team": "x", "Name": "mine"})
 
@@ -40,8 +40,3 @@ def test_filters_and_specifications() -> None:
     ]
     assert aws.as_dict({"Tags": [{"Key": "a", "Value": "b"}]}) == {"a": "b"}
     assert aws.as_dict({}) == {}
-
-
-def test_the_newest() -> None:
-    assert newest([{"CreationDate": "2026-01-02"}, {"CreationDate": "2026-01-10"}]) == {"CreationDate": "2026-01-10"}
-    assert newest([]) is None

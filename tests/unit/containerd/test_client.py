@@ -19,6 +19,7 @@ from parbake.containerd.errors import Unavailable
 from parbake.containerd.proto import content_pb2, cri_pb2, images_pb2, leases_pb2, version_pb2
 from parbake.core.errors import BadContent, ContainerdError, DeadlineExceeded, DiskFull, ParbakeError
 from parbake.core.model import MIB, Descriptor
+from standins import containerd_support as support
 from standins.containerd_fake import Abort, FakeContainerd
 
 VERSION = "/containerd.services.version.v1.Version/Version"
@@ -92,7 +93,7 @@ def test_namespace_and_lease_travel_with_each_call(fake: FakeContainerd, client:
     client.images.get("a")
     with client.lease("mine") as lease:
         client.images.get("b")
-        client.in_namespace("other").images.get("c")
+        support.in_namespace(client, "other").images.get("c")
     client.images.get("d")
     seen = [
         (data["containerd-namespace"], data.get("containerd-lease")) for method, data in fake.calls if method == GET

@@ -13,16 +13,16 @@ LINES = {
     "builders": 4900,
     "cli": 5100,
     "coldstart": 1450,
-    "containerd": 2350,
+    "containerd": 2300,
     "core": 4600,
     "fleet": 6350,
     "images": 8500,
     "machine": 6100,
     "node": 1150,
     "records": 2750,
-    "rollouts": 5100,
+    "rollouts": 5150,
     "verify": 1650,
-    "workflows": 7150,
+    "workflows": 7100,
 }
 """The most lines of each wing's modules, without those that the protobuf compiler writes."""
 SLACK = 0.94

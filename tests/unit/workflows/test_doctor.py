@@ -9,7 +9,7 @@ import pytest
 
 from parbake.core.model import GIB
 from parbake.core.programs import PROGRAMS, package_of, table
-from parbake.workflows.doctor import Check, Facts, examine, judge, lacking
+from parbake.workflows.doctor import Check, Facts, examine, judge
 
 GOLDEN = Path(__file__).parent / "cases"
 EVERY_PROGRAM = {program.name: program.oldest or "9.9" for program in PROGRAMS if program.name != "docker"}
@@ -77,11 +77,6 @@ def test_every_check_is_explained() -> None:
         assert check.purpose
         assert check.needed_by
         assert (check.status == "ok") == (not check.hint)
-
-
-def test_lacking_is_what_stands_in_the_way() -> None:
-    assert lacking(judge(COMPLETE)) == ()
-    assert [check.name for check in lacking(judge(but(root=False)))] == ["root"]
 
 
 def test_this_machine(tmp_path: Path) -> None:

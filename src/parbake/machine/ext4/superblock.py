@@ -21,7 +21,6 @@ INODE: Final = 256
 DESCRIPTOR: Final = 64
 _SUPERBLOCK_AT: Final = 1024
 _MAGIC: Final = 0xEF53
-_COMPAT_JOURNAL: Final = 0x4
 _NEEDED: Final = 0x2 | 0x40 | 0x80 | 0x200  # filetype, extents, 64bit, flex_bg
 _KNOWN: Final = _NEEDED | 0x2000  # metadata_csum_seed
 _RO_NEEDED: Final = 0x400  # metadata_csum

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final, Self
 from parbake.core.filetree import FileNode, Store
 from parbake.machine.ext4 import checksums, inodes
 from parbake.machine.ext4.allocator import Overflow, Turnstile, Zone, front, shares, size_of
-from parbake.machine.ext4.layer import LayerWriter, PlacedLayer, WrittenLayer
+from parbake.machine.ext4.layer import PlacedLayer, WrittenLayer
 from parbake.machine.ext4.reader import Reader
 from parbake.machine.ext4.stream import HASHED, Buffers, Hashes, Stream, open_direct
 from parbake.machine.ext4.superblock import BLOCK, INODE, ForeignVolume, Range, Superblock, merged, shared, without
@@ -64,13 +64,6 @@ class LayerArea:
     def more_inodes(self) -> Range:
         """Wait until the layers before are placed, and return more inodes; raises DiskFull, Interrupted."""
         return self._volume.overflow_inodes.take(self._number)
-
-    def writer(self) -> LayerWriter:
-        """Return what writes the layer in this process."""
-        volume = self._volume
-        blocks = Zone(self.blocks, self.more_blocks)
-        inodes = Zone(self.inodes, self.more_inodes)
-        return LayerWriter(volume.superblock, volume.stream(blocks), blocks, inodes, volume.hashes)
 
     def settle(self, written: WrittenLayer) -> PlacedLayer:
         """Take over a layer that was written; layers are settled in their order."""

@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
@@ -162,11 +162,6 @@ def judge(facts: Facts) -> tuple[Check, ...]:
     wanted = (program for program in PROGRAMS if not program.group and program.emulates != facts.machine)
     programs = [_program(program, facts) for program in wanted]
     return (*_system(facts), *programs, *builders, *_extras(facts), *_space(facts))
-
-
-def lacking(checks: Iterable[Check]) -> tuple[Check, ...]:
-    """Return the checks that stand in the way of a command."""
-    return tuple(check for check in checks if check.status == "missing")
 
 
 def _check(good: bool, name: str, purpose: str, needed_by: tuple[str, ...], hint: str, *, mild: bool = False) -> Check:

@@ -96,7 +96,7 @@ def write(
         def make(tree: Callable[[LayerWriter], FileNode], area: LayerArea) -> WrittenLayer:
             if at_once:
                 time.sleep(random.random() / 50)
-            writer = area.writer()
+            writer = writer_of(area)
             return writer.write(tree(writer))
 
         made = [pool.submit(make, tree, area) for tree, area in zip(trees.values(), slots, strict=True)]
@@ -110,9 +110,15 @@ def write(
     return volume
 
 
+def writer_of(area: LayerArea) -> LayerWriter:
+    volume = area._volume
+    blocks, inodes = Zone(area.blocks, area.more_blocks), Zone(area.inodes, area.more_inodes)
+    return LayerWriter(volume.superblock, volume.stream(blocks), blocks, inodes, volume.hashes)
+
+
 def placed(area: LayerArea, tree: Callable[[LayerWriter], FileNode]) -> PlacedLayer:
     """Write a tree into its place, and settle it."""
-    writer = area.writer()
+    writer = writer_of(area)
     return area.settle(writer.write(tree(writer)))
 
 

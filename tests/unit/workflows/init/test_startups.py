@@ -145,7 +145,7 @@ def test_what_helm_and_argo_run_once_is_left_out() -> None:
             ("d", job("app", "a.example/app:1", helm_sh__chart="x")),
         ]
     )
-    assert found.references == ("a.example/app:1",)
+    assert tuple(each.reference for each in found.images) == ("a.example/app:1",)
     assert [str(use) for use in found.images[0].uses] == ["Job app, c"]
     assert len(found.warnings) == 3
     assert "a: Job check is a hook (test)" in found.warnings[0]
