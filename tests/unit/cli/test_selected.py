@@ -115,7 +115,7 @@ def test_the_list_marks_what_a_name_means(made: tuple[Record, Record], capsys: p
     lines = capsys.readouterr().out.splitlines()
     marks = {line.split()[0]: line.split()[-1] for line in lines[1:-1]}
     assert (marks[verified.artefact], marks[newest.artefact]) == (">", "*")
-    assert lines[-1] == "* what its name means; > what `rollout` takes for it"
+    assert lines[-1] == "* the newest artefact of its Bakefile; > the one that `rollout` takes"
     assert max(map(len, lines)) <= 80
 
 

@@ -233,7 +233,7 @@ def records_text(found: Sequence[tuple[Path, Record]]) -> str:
         )
         for _, record in found
     ]
-    note = f"{_MARKS['newest']} what its name means; {_MARKS['rollout']} what `rollout` takes for it"
+    note = f"{_MARKS['newest']} the newest artefact of its Bakefile; {_MARKS['rollout']} the one that `rollout` takes"
     return f"{table(rows, header=('artefact', 'on disk', 'images', 'baked', 'verified'))}\n{note}"
 
 
