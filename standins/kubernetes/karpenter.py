@@ -14,9 +14,10 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from itertools import count
-from typing import Any
 
 from parbake.rollouts.families import family_of
 from standins.kubernetes.server import Server
@@ -47,6 +48,8 @@ class Karpenter:
     blocked: dict[str, str] = field(default_factory=dict)
     unlaunchable: str = ""
     """Why no instance can be launched; empty when it can."""
+    pending: set[str] = field(default_factory=set)
+    """NodePools that a pod waits for, and that start a node as soon as they can."""
     invalid: bool = False
     """Whether a change from now on cannot be validated, as of user data that cannot be read."""
     version: str = "v1"
@@ -86,7 +89,12 @@ class Karpenter:
         for each in pools.values():
             self._pool(each, classes)
         going: dict[str, int] = {}
+        self._give_up()
         launched = [each for each in self.server.list("nodeclaims") if each["status"].get("imageID")]
+        for pool in self.pending - {each["metadata"]["labels"]["karpenter.sh/nodepool"] for each in launched}:
+            wanted = classes[pools[pool]["spec"]["template"]["spec"]["nodeClassRef"]["name"]]
+            if _is_ready(wanted):
+                self._launch(pool, wanted, wanted["status"]["amis"][0]["requirements"])
         for claim in launched:
             node_class = classes.get(claim["spec"]["nodeClassRef"]["name"])
             if node_class and self._drift(claim, node_class):
@@ -149,10 +157,8 @@ class Karpenter:
     def _pool(self, pool: Object, classes: dict[str, Object]) -> None:
         """Say of a NodePool what its node class says."""
         node_class = classes.get(pool["spec"]["template"]["spec"]["nodeClassRef"]["name"], {})
-        conditions = node_class.get("status", {}).get("conditions", [])
-        is_ready = any((each["type"], each["status"]) == ("Ready", "True") for each in conditions)
         ready = _condition("Ready", "True", "Ready", "")
-        if not is_ready:
+        if not _is_ready(node_class):
             ready = _condition("Ready", "False", "NodeClassReady", "NodeClass not ready")
         self._say("nodepools", pool, {**pool.get("status", {}), "conditions": [ready]}, self.version)
 
@@ -187,36 +193,45 @@ class Karpenter:
             )
             return False
         fitting = [a for a in node_class["status"]["amis"] if a["requirements"] == claim["spec"]["requirements"]]
-        if node_class["status"]["conditions"][-1]["status"] != "True":
-            return False
-        if not fitting or not self._launch(pool, node_class, fitting[0]["requirements"]):
+        if not _is_ready(node_class) or not fitting or not self._launch(pool, node_class, fitting[0]["requirements"]):
             return False
         self.replaced.append(name)
         self.server.delete("nodeclaims", name)
         return True
 
-    def _event(self, kind: str, name: str, message: str) -> None:
-        key = f"{kind.lower()}.{name}.blocked"
-        try:
-            self.server.get("events", key, namespace="default")
-        except Refused:
-            reference = {"kind": kind, "name": name}
-            parts: dict[str, Any] = {"reason": "DisruptionBlocked", "message": message, "involvedObject": reference}
-            self.server.create("events", key, metadata={"namespace": "default"}, **parts)
+    def _event(
+        self, kind: str, name: str, message: str, reason: str = "DisruptionBlocked", how: str = "Normal"
+    ) -> None:
+        """Tell it once; events about what has no namespace are in ``default``."""
+        with suppress(Refused):
+            self.server.create(
+                "events",
+                f"{kind.lower()}.{name}.{reason.lower()}",
+                metadata={"namespace": "default"},
+                reason=reason,
+                type=how,
+                source={"component": "karpenter"},
+                message=message,
+                involvedObject={"kind": kind, "name": name},
+                lastTimestamp=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            )
+
+    def _give_up(self) -> None:
+        """Tell of claims for which there is no instance, and delete them (``nodeclaim/lifecycle/launch.go``)."""
+        for each in self.server.list("nodeclaims"):
+            name = each["metadata"]["name"]
+            if not each["status"].get("imageID"):
+                told = f"NodeClaim {name} event: {self.unlaunchable}"
+                self._event("NodeClaim", name, told, "InsufficientCapacityError", "Warning")
+                self.server.delete("nodeclaims", name)
 
     def _launch(self, pool: str, node_class: Object, requirements: list[Object]) -> bool:
-        """Start a node; a claim that cannot be launched stays, once."""
-        claims = self.server.list("nodeclaims")
-        failing = [each for each in claims if not each["status"].get("imageID")]
-        if self.unlaunchable and failing:
-            return False
-        for each in failing:
-            self.server.delete("nodeclaims", each["metadata"]["name"])
+        """Start a node; a claim for which there is no instance lasts to the next round."""
         number = next(self._numbers)
         name = f"{pool}-{number:03}"
         launched = _condition("Launched", "True", "Launched", "")
         if self.unlaunchable:
-            launched = _condition("Launched", "False", "InsufficientCapacityError", self.unlaunchable)
+            launched = _condition("Launched", "Unknown", "AwaitingReconciliation", "object is awaiting reconciliation")
         status: Object = {"conditions": [launched]}
         if not self.unlaunchable:
             image = next(each["id"] for each in node_class["status"]["amis"] if each["requirements"] == requirements)
@@ -251,6 +266,11 @@ def ephemeral_storage(spec: Object) -> str:
     elif not roots:
         roots = [each for each in disks if each["deviceName"] == ephemeral]
     return str((roots or [{}])[0].get("ebs", {}).get("volumeSize") or "20Gi")
+
+
+def _is_ready(node_class: Object) -> bool:
+    conditions = node_class.get("status", {}).get("conditions", [])
+    return any((each["type"], each["status"]) == ("Ready", "True") for each in conditions)
 
 
 def _for(architecture: str) -> list[Object]:

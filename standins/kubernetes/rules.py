@@ -66,6 +66,8 @@ def selected(items: list[Object], query: dict[str, str]) -> list[Object]:
     fields = [_requirement(text) for text in query.get("fieldSelector", "").split(",") if text]
 
     def value(item: Object, path: str) -> Any:
+        if path == "source":  # an event's component, whichever API told it
+            return item.get("source", {}).get("component") or item.get("reportingComponent")
         for part in path.split("."):
             item = item.get(part) or {}
         return item or None

@@ -56,7 +56,7 @@ def _problem(report: rollout.TargetReport) -> str:
         return f"it was rolled back, from {status.left}"
     follow = status.follow
     if follow and (follow.failed or not follow.done):
-        return follow.failed or f"{follow.ready} of {follow.total} nodes run it: {'; '.join(follow.waiting) or 'wait'}"
+        return follow.failed or f"{follow}: {'; '.join(follow.waiting) or 'wait'}"
     return ""
 
 

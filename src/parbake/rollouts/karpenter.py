@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any, override
 
 from parbake.bakefile.targets import KarpenterTarget
@@ -28,6 +29,8 @@ _LATE_FIELDS = {
     "volumeInitializationRate": ("spec.blockDeviceMappings.ebs.volumeInitializationRate", "v1.5"),
 }
 _TRIES = 5
+_LATE = timedelta(minutes=2)
+"""How old a warning may be: Karpenter looks every ten seconds at pods that wait, and tells anew of each claim."""
 _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 # Controllers that write back what their repository says, some minutes after a direct patch.
 _GITOPS = ("argocd", "kustomize-controller", "helm-controller", "flux")
@@ -126,7 +129,7 @@ class Karpenter(Rollout):
             )
         pools, claims = self._pools_and_claims()
         now = judge(found, claims, pools, wanted)
-        return now if now.ready == now.total else judge(found, claims, pools, wanted, self._blocked())
+        return now if now.done and now.total else judge(found, claims, pools, wanted, self._events())
 
     @override
     def status(self) -> TargetStatus:
@@ -191,12 +194,17 @@ class Karpenter(Rollout):
         except RolloutError:  # not everybody may read nodes: the rest is still of use
             return []
 
-    def _blocked(self) -> list[dict[str, Any]]:
-        """Return the events that say why Karpenter cannot replace a node; they are in the namespace ``default``."""
+    def _events(self) -> list[dict[str, Any]]:
+        """Return what Karpenter tells of why it cannot replace a node, and of late why it cannot start one.
+
+        Events about what has no namespace, as all of Karpenter's objects, are in the namespace ``default``.
+        """
         try:
-            return self.cluster.items("events", "-n", "default", "--field-selector", "reason=DisruptionBlocked")
+            told = self.cluster.items("events", "-n", "default", "--field-selector", "source=karpenter")
         except RolloutError:  # not everybody may read events: the rest is still of use
             return []
+        late = datetime.now(UTC) - _LATE
+        return [each for each in told if each.get("reason") == "DisruptionBlocked" or _time_of(each) > late]
 
     def _judged(self, found: Mapping[str, Any], change: Change) -> Change:
         """Let the server judge a change before anything is written, here or to another target."""
@@ -284,18 +292,18 @@ def judge(
     claims: Iterable[Mapping[str, Any]],
     pools: Iterable[Mapping[str, Any]],
     wanted: TargetState,
-    blocked: Iterable[Mapping[str, Any]] = (),
+    events: Iterable[Mapping[str, Any]] = (),
 ) -> RolloutProgress:
-    """Say how far the nodes of a node class are; pure."""
+    """Say how far the nodes of a node class are; pure. ``events`` are Karpenter's."""
     claims = sorted(claims, key=lambda claim: str(claim["metadata"]["name"]))
-    pools = tuple(pools)
+    pools, events = tuple(pools), tuple(events)
     waiting = [*_unresolved(node_class, wanted), *(text for pool in pools for text in _pool_not_ready(pool))]
     resolved = not waiting
     hash_wanted = node_class["metadata"].get("annotations", {}).get(_HASH, "")
     images = wanted.images or tuple(each.get("id", "") for each in node_class.get("status", {}).get("amis", []))
     ready = 0
     frozen = sorted(pool["metadata"]["name"] for pool in pools if FROZEN in _budgets(pool))
-    reasons = {_about(event): str(event.get("message", "")) for event in blocked}
+    reasons = {_about(event): str(event.get("message", "")) for event in events}
     for claim in claims:
         state = _behind(claim, images, hash_wanted)
         if state is None:
@@ -309,7 +317,41 @@ def judge(
         elif not why and ("NodePool", pool) in reasons:
             why = f"NodePool {pool}: {reasons['NodePool', pool]}"
         waiting.append(f"{node or name}: {state}" + (f"; {why}" if why else ""))
+    if waiting or not claims:
+        waiting += _not_started(node_class, pools, claims, events)
+        resolved = resolved and bool(claims or not waiting)
     return RolloutProgress(ready, len(claims), resolved and ready == len(claims), tuple(waiting))
+
+
+def _not_started(
+    node_class: Mapping[str, Any],
+    pools: Iterable[Mapping[str, Any]],
+    claims: Iterable[Mapping[str, Any]],
+    events: Iterable[Mapping[str, Any]],
+) -> list[str]:
+    """Return the last warning about a node class and each of its NodePools, or a NodeClaim of theirs that is gone.
+
+    Karpenter deletes a claim for which there is no instance (its ``nodeclaim/lifecycle/launch.go``), and makes another
+    one, as long as pods wait: between the two nothing else tells of it. Claims are named POOL-xxxxx.
+    """
+    names = {pool["metadata"]["name"] for pool in pools}
+    there = {("EC2NodeClass", node_class["metadata"]["name"]), *(("NodePool", name) for name in names)}
+    alive = {claim["metadata"]["name"] for claim in claims}
+    last: dict[tuple[str, str], str] = {}
+    for event in sorted((each for each in events if each.get("type") == "Warning"), key=_time_of):
+        kind, name = _about(event)
+        owner = ("NodePool", name.rpartition("-")[0]) if kind == "NodeClaim" and name not in alive else (kind, name)
+        if owner in there:
+            text = str(event.get("message", "")).removeprefix(f"{kind} {name} event: ")
+            last[owner] = f"{kind} {name}: {text}"
+    return list(last.values())
+
+
+def _time_of(event: Mapping[str, Any]) -> datetime:
+    """Return when an event was told last; either API that controllers tell events by has a field of its own."""
+    series = event.get("series") or {}
+    times = (series.get("lastObservedTime"), event.get("lastTimestamp"), event.get("eventTime"))
+    return datetime.fromisoformat(next((each for each in times if each), "1970-01-01T00:00:00Z"))
 
 
 def _about(event: Mapping[str, Any]) -> tuple[str, str]:

@@ -184,6 +184,9 @@ class RolloutProgress:
     waiting: tuple[str, ...] = ()
     failed: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.ready} of {self.total} nodes run it" if self.total else "no node runs it yet"
+
 
 @dataclass(frozen=True, slots=True)
 class History[T]:

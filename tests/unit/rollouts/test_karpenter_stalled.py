@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from parbake.bakefile.targets import KarpenterTarget
+from parbake.rollouts import karpenter as rollouts
 from parbake.rollouts.karpenter import judge
 from parbake.rollouts.protocol import TargetState
 from standins.clusters import NEEDS_KUBECTL, machine_image, parbake, project
@@ -13,12 +18,14 @@ from standins.kubernetes.karpenter import Karpenter
 from standins.kubernetes.server import Server, serving
 from standins.kubernetes.store import Kind
 from tests.unit.rollouts.test_karpenter import (
+    AMIS,
     FIRST,
     GPU,
     QUICK,
     cluster,
     images,
     in_turns,
+    pool,
     server,
     terms,
     use,
@@ -65,7 +72,53 @@ def test_no_capacity_is_named(cluster: Karpenter, tmp_path: Path, capsys: pytest
     cluster.unlaunchable = "no g5.xlarge in eu-central-1a"
     code, error = parbake(capsys, "rollout", FIRST.key, "--deadline", "2")
     assert code == 1
-    assert "not Launched: no g5.xlarge in eu-central-1a" in error["message"]
+    assert re.search(r"NodeClaim gpu-\d+: no g5.xlarge in eu-central-1a", error["message"])
+
+
+@pytest.mark.usefixtures("in_turns")
+def test_no_capacity_is_named_while_there_is_no_node(
+    cluster: Karpenter, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Karpenter deletes a claim for which it finds no instance: only an event tells of it."""
+    project(tmp_path, [GPU], FIRST)
+    for claim in server.list("nodeclaims"):
+        server.delete("nodeclaims", claim["metadata"]["name"])
+    cluster.pending, cluster.unlaunchable = {"gpu"}, "no g5.xlarge in eu-central-1a"
+    cluster.step()
+    code, error = parbake(capsys, "rollout", FIRST.key, "--deadline", "1")
+    assert (code, error["error"]) == (1, "Stalled"), error
+    assert re.search(r"NodeClaim gpu-\d+: no g5.xlarge in eu-central-1a", error["message"])
+    cluster.unlaunchable = ""
+    assert parbake(capsys, "rollout", FIRST.key)[0] == 0
+    assert images(server) == ["ami-1"]
+
+
+def test_what_karpenter_says_of_other_classes_or_said_long_ago_holds_nothing_back(server: Server) -> None:
+    """Neither of a pool whose name begins alike, nor once a node has started; and what is normal is none."""
+    server.create("ec2nodeclasses", "gpu", spec=ALIAS["spec"])
+    server.create("nodepools", "gpu", spec=pool("gpu"))
+    karpenter = Karpenter(server, AMIS)
+    karpenter.step()
+    target = rollouts.Karpenter(KarpenterTarget(nodeclass="gpu"), "")
+    wanted, now = TargetState(images=("ami-0",)), datetime.now(UTC)
+
+    def told(name: str, kind: str = "NodeClaim", minutes: float = 0, **how: str) -> None:
+        said: dict[str, Any] = {"type": "Warning", "message": f"no {name}", "source": {"component": "karpenter"}, **how}
+        server.create("events", f"{kind.lower()}.{name}", metadata={"namespace": "default"},
+            involvedObject={"kind": kind, "name": name}, reason="InsufficientCapacityError",
+            lastTimestamp=f"{now - timedelta(minutes=minutes):%Y-%m-%dT%H:%M:%SZ}", **said)  # fmt: skip
+
+    told("gpu-aaaaa", minutes=5)
+    told("gpu-large-aaaaa")
+    told("cpu", "NodePool")
+    told("gpu", "NodePool", type="Normal")
+    told("web", "Pod")
+    assert target.follow(wanted).done
+    told("gpu-bbbbb")
+    assert target.follow(wanted).waiting == ("NodeClaim gpu-bbbbb: no gpu-bbbbb",)
+    assert not target.follow(wanted).done
+    karpenter.start_nodes("gpu", "gpu", 1)
+    assert target.follow(wanted).done
 
 
 @pytest.mark.usefixtures("in_turns")
@@ -91,6 +144,7 @@ def test_a_class_that_cannot_be_validated_is_no_success(
     code, error = parbake(capsys, "rollout", FIRST.key, "--deadline", "2")
     assert (code, error["error"]) == (1, "Stalled"), error
     for said in (
+        "0 of 2 nodes run it" if nodes else "no node runs it yet",
         "the node class is not Ready: ReconcilingDependents: ValidationSucceeded=True",
         "Karpenter has not come to ValidationSucceeded since the change",
         "NodePool gpu is not Ready: NodeClassReady: NodeClass not ready",
@@ -104,7 +158,7 @@ def test_a_class_that_cannot_be_validated_is_no_success(
 
 @pytest.mark.parametrize(("version", "done"), [("v1", False), ("v1beta1", True)])
 def test_a_class_of_which_karpenter_says_nothing_is_ready_only_before_v1(version: str, done: bool) -> None:
-    found = {"apiVersion": f"karpenter.k8s.aws/{version}", "metadata": {"generation": 1}, "status": {}}
+    found = {"apiVersion": f"karpenter.k8s.aws/{version}", "metadata": {"name": "gpu", "generation": 1}, "status": {}}
     assert judge(found, [], [], TargetState(snapshot="snap-1")).done is done
 
 

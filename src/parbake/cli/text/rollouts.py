@@ -57,9 +57,7 @@ def results_text(results: Sequence[TargetResult], *, dry_run: bool) -> str:
 
 def nodes_text(follow: RolloutProgress) -> str:
     """Say how far nodes are."""
-    if not follow.total:
-        return "no nodes to wait for"
-    return f"{follow.ready} of {follow.total} nodes run it"
+    return str(follow) if follow.total or not follow.done else "no nodes to wait for"
 
 
 def reports_json(reports: Sequence[TargetReport]) -> list[dict[str, object]]:

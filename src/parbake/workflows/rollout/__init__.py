@@ -451,13 +451,10 @@ def _until_done(
         if steady >= _STEADY or (now.done and not now.total):
             return now
         if now != seen and not now.done:
-            events.note(f"{name}: {now.ready} of {now.total} nodes run it" + _lines(now.waiting, " - "))
+            events.note(f"{name}: {now}" + _lines(now.waiting, " - "))
             seen = now
         if not deadline.left:
-            raise Stalled(
-                f"{name}: after {deadline.seconds:.0f} s {now.ready} of {now.total} nodes run {wanted}"
-                + _lines(now.waiting, "  ")
-            )
+            raise Stalled(f"{name}: after {deadline.seconds:.0f} s {now}: {wanted}" + _lines(now.waiting, "  "))
         deadline.sleep(interval)
 
 
