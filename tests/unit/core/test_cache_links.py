@@ -181,7 +181,7 @@ def test_folders_of_the_cache_have_one_door() -> None:
         "images/cache.py": ["cache / FOLDER"],  # looked at first
         "machine/base/build.py": ["cache / 'base'"],  # compared with its seal, then the door
         "workflows/clean.py": ["cache / 'images'"],  # is there any?
-        "workflows/demo/__init__.py": ["cache_folder() / 'base'"],  # is there any? It says how long a demo takes
+        "workflows/demo/__init__.py": ["cache_folder() / 'base'"],  # is there any?
     }
     found: dict[str, list[str]] = {}
     for path in sorted(SOURCE.rglob("*.py")):

@@ -158,6 +158,8 @@ class Resolver[P: tuple[object, bytes]](ABC):
         """Folders that were made because something lies in them, and what entries have said of them since."""
         self.known: dict[bytes, P] = {b"": root}
         """By the name that was asked for, which may lead over links, and by their own paths."""
+        self._lasts = True
+        """Whether what was resolved last stays so until a folder or a link is removed."""
         self._steps = _MOST_STEPS
 
     @abstractmethod
@@ -224,7 +226,7 @@ class Resolver[P: tuple[object, bytes]](ABC):
 
         Raises LayerError when there is no end, or something that is not a folder in the way.
         """
-        path, walked, before = wanted, 0, -1
+        path, walked, before, self._lasts = wanted, 0, -1, True
         while walked != before:
             before = walked
             self.trim()
@@ -258,7 +260,13 @@ class Resolver[P: tuple[object, bytes]](ABC):
         if len(head) > LONGEST_FOLDER:
             raise _too_long(head)
         place = self._followed(head, wanted)
-        return None if place is None else self.link(place, base)
+        at = b"" if place is None else join(place[1], base)
+        if at and (own := self.known.get(at)) and own[1] == at:
+            return None
+        target = None if place is None else self.link(place, base)
+        if target is None:
+            self._lasts = False  # where nothing is now, or a file, something else may be put
+        return target
 
     def _followed(self, path: bytes, wanted: bytes) -> P | None:
         """Return the folder of a path as the kernel finds it, following links; None for nothing, and for outside."""
@@ -333,10 +341,12 @@ class Resolver[P: tuple[object, bytes]](ABC):
 
     def _walk(self, wanted: bytes, *, create: bool) -> P | None:
         found = self._down(wanted, create=create)
+        lasts = True
         if isinstance(found, bytes):
             found = self._down(self.resolve(wanted), create=create)
             assert not isinstance(found, bytes)
-        if found is not None:
+            lasts = self._lasts
+        if found is not None and lasts:
             self.known[wanted] = found
         return found
 
