@@ -102,7 +102,7 @@ HERE = (
     Case("docs/how-to/retention.md", shortcuts=frozenset({"prune"})),
     Case("docs/how-to/manifests.md"),
     Case("docs/how-to/private-registries.md"),
-    Case("docs/how-to/signing.md", shortcuts=frozenset({"bake", "rollout"})),
+    Case("docs/how-to/signing.md", shortcuts=NOTHING, proven=True),
     Case("docs/how-to/volume.md"),
     Case("docs/how-to/own-base.md"),
     Case("docs/how-to/failed-verification.md", shortcuts=frozenset({"bake"}), after="docs/how-to/own-base.md"),
