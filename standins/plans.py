@@ -79,7 +79,7 @@ def outcome() -> Outcome:
     app = image("127.0.0.1:5055/demo/forecast:1")
     volume = plan(name="demo-volume", images=(app,))
     made = plan(name="demo", artefact=Artefact(kind="machine-image", format="qcow2"), images=(app,))
-    start = ImageVerdict(reference=app.reference, digest=app.target.digest, start_seconds=2.0)
+    start = ImageVerdict(reference=str(app.reference), digest=app.target.digest, start_seconds=2.0)
     verdict = Verdict(passed=True, accelerator="tcg", boot_seconds=30.0, images=(start,))
     changes = {"artefact": made.artefact_name, "key": made.key, "plan": made, "verdict": verdict, "seconds": 5.0}
     of_volume = {"artefact": volume.artefact_name, "key": volume.key, "plan": volume, "seconds": 2.5}

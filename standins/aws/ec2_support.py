@@ -89,7 +89,7 @@ def bake(plan: Plan, tmp_path: Path) -> Bake:
 def policy_for(plan: Plan, settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the policy of whoever bakes a plan with settings."""
     more = {"artefact": {"kind": "volume"}} if plan.artefact.kind == "volume" else {}
-    return caller("ec2", {"region": REGION, **settings}, base=plan.base.identity, image=APP.reference, **more)
+    return caller("ec2", {"region": REGION, **settings}, base=plan.base.identity, image=str(APP.reference), **more)
 
 
 def _silent(_event: Event) -> None:

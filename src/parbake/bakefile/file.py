@@ -28,7 +28,7 @@ from parbake.bakefile.values import (
     StoreText,
     close,
     described,
-    reference_text,
+    reference,
     text_schema,
     wrong,
 )
@@ -51,8 +51,8 @@ def _runtime(value: object) -> object:
     return value
 
 
-def _sandbox(text: str) -> str:
-    return text if text in {"auto", "none"} else reference_text(text)
+def _sandbox(value: object) -> object:
+    return value if value in ("auto", "none") else reference(value)
 
 
 class BuilderTraits(NamedTuple):
@@ -119,7 +119,9 @@ class Bakefile(Section):
     size: Size = Field(default=0, json_schema_extra={"default": "auto"})
     """Size of the disk or volume: `auto` (the baked part stays under 60 % of what the base leaves), or such as 20GiB.
     KiB to TiB (whole MiB); KB to TB are rounded down to whole MiB."""
-    sandbox: Annotated[str, AfterValidator(_sandbox), text_schema("^[^ ]+$", "auto", "none")] = "auto"
+    sandbox: Annotated[
+        Literal["auto", "none"] | Reference, BeforeValidator(_sandbox), text_schema("^[^ ]+$", "auto", "none")
+    ] = "auto"
     """The sandbox (pause) image: `auto`, `none`, or the reference that the nodes' containerd is configured with."""
     keep_layers: bool = False
     """Keep the compressed layers in the store, which costs about half as much again."""
@@ -154,7 +156,7 @@ class Bakefile(Section):
     @property
     def named_sandbox(self) -> Reference | None:
         """The sandbox image that is named; None where parbake finds it, or there is to be none."""
-        return None if self.sandbox in {"auto", "none"} else Reference.parse(self.sandbox)
+        return self.sandbox if isinstance(self.sandbox, Reference) else None
 
     @property
     def traits(self) -> BuilderTraits:
@@ -172,7 +174,7 @@ class Bakefile(Section):
     @check("images")
     @classmethod
     def _are_pulled(cls, value: tuple[Image, ...], info: ValidationInfo) -> tuple[Image, ...]:
-        built = [entry.reference for entry in value if entry.build]
+        built = [entry.reference.written for entry in value if entry.build]
         if built and len(info.data.get("platforms") or ()) > 1:
             raise wrong(
                 f"{built[0]} is built here, for one platform, and `platforms` names several",
@@ -291,8 +293,8 @@ def advice(bakefile: Bakefile) -> tuple[str, ...]:
     """Return what is allowed and still likely to hurt: moving tags, short names, artefacts in a build context."""
     found = []
     for index, entry in enumerate(bakefile.images):
-        reference, place = entry.parsed, f"images[{index}]: {entry.reference}"
-        tagged = ":" in entry.reference.rpartition("/")[2].partition("@")[0]
+        reference, written = entry.reference, entry.reference.written
+        place, tagged = f"images[{index}]: {written}", ":" in written.rpartition("/")[2].partition("@")[0]
         if not tagged and not reference.digest:
             found.append(f"{place}: no tag means :latest, which moves; name a version or a digest")
         elif reference.tag == "latest" and not reference.digest:
@@ -300,14 +302,14 @@ def advice(bakefile: Bakefile) -> tuple[str, ...]:
                 f"{place}: `latest` moves, and pods that ask for it also ask the registry at every start "
                 f"(imagePullPolicy is then Always unless set); name a version or a digest"
             )
-        if reference.registry == DOCKER_HUB and not entry.reference.startswith((DOCKER_HUB, f"index.{DOCKER_HUB}")):
+        if reference.registry == DOCKER_HUB and not written.startswith((DOCKER_HUB, f"index.{DOCKER_HUB}")):
             found.append(f"{place}: a short name, baked as {reference}; write it in full to avoid guessing")
         if entry.build and _swallows(entry.build, bakefile.output):
             found.append(
                 f"{place}: its build context holds the output folder, so that every bake changes the image; "
                 f"add {bakefile.output.name} to {entry.build.context / '.dockerignore'}"
             )
-    used = {entry.parsed.registry for entry in bakefile.images}
+    used = {entry.reference.registry for entry in bakefile.images}
     if bakefile.named_sandbox:
         used.add(bakefile.named_sandbox.registry)
     used |= {mirror.partition("/")[0] for options in bakefile.registries.values() for mirror in options.mirrors}

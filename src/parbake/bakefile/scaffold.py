@@ -50,7 +50,7 @@ class InitImage:
     be known of how it starts.
     """
 
-    reference: str
+    reference: Reference
     size: int = 0
     build: str = ""
     uses: tuple[str, ...] = ()
@@ -67,7 +67,7 @@ def starter(images: Sequence[InitImage], *, today: date, settings: Mapping[str, 
     An image that is there twice under the same normalised name is written once. Raises BadReference, and InputError
     when there is no image.
     """
-    distinct = {str(Reference.parse(entry.reference)): entry for entry in reversed(images)}
+    distinct = {entry.reference: entry for entry in reversed(images)}
     if not distinct:
         raise InputError("there is no image to bake", hint="name one with --image, or a folder of manifests")
     entries = sorted(distinct.values(), key=list(images).index)
@@ -88,7 +88,7 @@ def _entry(entry: InitImage) -> str:
     if len(entry.uses) > _MOST_USES:
         lines.append(f"  # and {len(entry.uses) - _MOST_USES} more")
     size = f" # {human_size(entry.size)} compressed" if entry.size else ""
-    reference = entry.reference if entry.reference != "null" else "'null'"  # a good name, and nothing in YAML
+    reference = entry.reference
     startup = _startup(entry)
     if not entry.build and not startup:
         return "\n".join([*lines, f"  - {reference}{size}"])
@@ -177,7 +177,7 @@ def discover(folder: Path) -> tuple[InitImage, ...]:
         return ()
     # What is left has no separator at its ends and none of two kinds in a row, as a repository's grammar asks.
     name = re.sub(r"[^a-z0-9]+", "-", folder.absolute().name.lower()).strip("-")[:100].rstrip("-")
-    return (InitImage(f"localhost/{name or 'app'}:1", build="."),)
+    return (InitImage(Reference.parse(f"localhost/{name or 'app'}:1"), build="."),)
 
 
 def write(
@@ -202,7 +202,9 @@ def write(
         files[folder / _IGNORE_FILES[0]] = (_IGNORED.encode(), 0o644)
     if not entries:
         files = {folder / SAMPLE / name: content for name, content in _sample(busybox).items()}
-        entries = (InitImage(f"localhost/{SAMPLE}:1", build=SAMPLE, startup={"up": {"log": "^hello: ready"}}),)
+        entries = (
+            InitImage(Reference("localhost", SAMPLE, "1"), build=SAMPLE, startup={"up": {"log": "^hello: ready"}}),
+        )
     files[folder / FILE_NAME] = (starter(entries, today=today, settings=settings).encode(), 0o644)
     present = [str(path) for path, (content, _) in files.items() if _is_anothers(path, content)]
     if present and not force:

@@ -315,16 +315,11 @@ class ImageEntry(Section):
     """A PEM file with the public key (Ed25519, or ECDSA on P-256) that must have signed the image, as `cosign sign
     --key` does. It is checked before anything else is decided."""
 
-    @property
-    def parsed(self) -> Reference:
-        """The reference, normalised."""
-        return Reference.parse(self.reference)
-
     @check("reference")
     @classmethod
-    def _is_new(cls, value: str, info: ValidationInfo) -> str:
+    def _is_new(cls, value: Reference, info: ValidationInfo) -> Reference:
         reading: Reading | None = info.context
-        name = str(Reference.parse(value))
+        name = str(value)
         if reading and name in reading.seen:
             raise wrong(f"{name} is already in the list", "remove one of them")
         if reading:
@@ -345,7 +340,7 @@ class ImageEntry(Section):
     def _has_a_source(cls, value: Build | None, info: ValidationInfo) -> Build | None:
         if "reference" not in info.data:
             return value
-        reference = Reference.parse(info.data["reference"])
+        reference: Reference = info.data["reference"]
         if value and reference.digest:
             raise wrong("a build makes a new digest, and the reference pins one", "write name:tag")
         if value is None and reference.is_local:

@@ -187,13 +187,12 @@ def _platform(value: object) -> object:
     return platform
 
 
-def reference_text(text: str) -> str:
-    """Check an image reference and return it as it was written."""
+def reference(value: object) -> object:
+    """Read an image reference."""
     try:
-        Reference.parse(text)
+        return Reference.parse(value) if isinstance(value, str) else _finished(value, Reference)
     except BadReference as error:
         raise wrong(error.message, error.hint) from None
-    return text
 
 
 def registry_host(text: str) -> str:
@@ -214,7 +213,7 @@ def _mirror(text: str) -> str:
         raise wrong(f"{text!r} has a scheme or ends with '/'", f"write {bare}")
     registry_host(host)
     if path:
-        reference_text(f"{text}/a")
+        reference(f"{text}/a")
     return text
 
 
@@ -367,7 +366,7 @@ PlatformText = Annotated[
     text_schema(r"^[Ll]inux/[A-Za-z0-9_]+(/[A-Za-z0-9]+)?$", "linux/amd64", "linux/arm64"),
 ]
 ReferenceText = Annotated[
-    str, AfterValidator(reference_text), text_schema("^[^ ]+$", "registry.example.com/team/app:1.4")
+    Reference, BeforeValidator(reference), text_schema("^[^ ]+$", "registry.example.com/team/app:1.4")
 ]
 RegistryHost = Annotated[str, AfterValidator(registry_host)]
 Mirror = Annotated[str, AfterValidator(_mirror), text_schema("^[^ ]+[^ /]$", "mirror.example.com/hub")]

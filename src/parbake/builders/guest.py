@@ -139,7 +139,7 @@ def _volume(plan: Plan) -> dict[str, str]:
 
 def hosts(plan: Plan) -> list[str]:
     """Return the registries that a machine pulls a plan's images from."""
-    return sorted({image.parsed.registry for image in plan.all_images if not image.layout})
+    return sorted({image.reference.registry for image in plan.all_images if not image.layout})
 
 
 def logs_in(host: str, options: Mapping[str, RegistryOptions]) -> ecr.EcrHost | None:
@@ -151,7 +151,7 @@ def logs_in(host: str, options: Mapping[str, RegistryOptions]) -> ecr.EcrHost | 
 
 def _registries(plan: Plan, options: Mapping[str, RegistryOptions], server: str) -> list[str]:
     if server:
-        names = {image.parsed.registry for image in plan.all_images}
+        names = {image.reference.registry for image in plan.all_images}
         return [shlex.join(["registry", host, server, "-"]) for host in sorted(names)]
     lines = []
     for host in hosts(plan):
@@ -186,7 +186,7 @@ def image_calls(plan: Plan, *, in_registries: bool) -> list[str]:
 
 def source_of(image: Image) -> str:
     """Return the reference by which an image is pulled: its repository and its digest."""
-    return image.parsed.with_digest(image.target.digest)
+    return image.reference.with_digest(image.target.digest)
 
 
 def _prover(plan: Plan) -> list[str]:
@@ -263,7 +263,7 @@ class Console:
                 f"the machine ended without a verdict; {at}\nthe console's end:\n{tail}",
                 hint="the base must run cloud-init's user data scripts and have a serial console",
             )
-        missing = [image.reference for image in images if image.target.digest not in self.baked]
+        missing = [str(image.reference) for image in images if image.target.digest not in self.baked]
         if mode == "bake" and missing:
             raise BakeFailed(f"the guest reports success, but not for {', '.join(missing)}")
 

@@ -136,7 +136,7 @@ def _write_ext4(
     blobs.mkdir(exist_ok=True)
     with (
         _telling_full_artefact(plan, ingredients.work),
-        events.stage("fill", f"Fill the volume ({', '.join(image.reference for image in plan.all_images)})"),
+        events.stage("fill", f"Fill the volume ({', '.join(str(image.reference) for image in plan.all_images)})"),
         Volume(volume) as writer,
     ):
         layers = {layer.chain_id: layer.size for image in plan.all_images for layer in image.layers}
@@ -217,7 +217,7 @@ def _fill_store(root: Path, plan: Plan, ingredients: Ingredients, *, sandbox: st
     events, staging = ingredients.events, root / STAGING
     with (
         _telling_full_artefact(plan, ingredients.work),
-        events.stage("fill", f"Fill the store ({', '.join(image.reference for image in plan.all_images)})"),
+        events.stage("fill", f"Fill the store ({', '.join(str(image.reference) for image in plan.all_images)})"),
         Daemon(root, ingredients.work / "containerd") as daemon,
         daemon.client() as client,
         held(client, plan.key) as store,

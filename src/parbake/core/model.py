@@ -210,7 +210,7 @@ class Image(Frozen):
     nodes start first what stands first.
     """
 
-    reference: str
+    reference: Reference
     platform: Platform
     target: Descriptor
     manifest: Descriptor
@@ -222,17 +222,12 @@ class Image(Frozen):
     order: int = Field(default=0, ge=0)
 
     @property
-    def parsed(self) -> Reference:
-        """The reference, normalised."""
-        return Reference.parse(self.reference)
-
-    @property
     def names(self) -> tuple[str, ...]:
         """The names under which the runtime's store must know the image, the one that pods use most first.
 
         A pod spec that says ``name:tag@digest`` asks the store for ``name@digest`` (containerd's CRI drops the tag).
         """
-        reference = self.parsed
+        reference = self.reference
         names = [f"{reference.name}:{reference.tag}"] if reference.tag else []
         if reference.digest or self.also_by_digest:
             names.append(reference.with_digest(reference.digest or self.target.digest))
@@ -349,7 +344,7 @@ class Plan(Frozen):
     @property
     def startups(self) -> dict[str, Startup]:
         """How each image is started, by reference."""
-        return {image.reference: image.startup or Startup() for image in self.images}
+        return {str(image.reference): image.startup or Startup() for image in self.images}
 
     def to_json(self) -> dict[str, object]:
         """Return the plan as printed by ``parbake plan --json``: its fields and its key."""

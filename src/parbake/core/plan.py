@@ -93,7 +93,7 @@ def make_plan(
         platform=platform,
         base=base,
         artefact=artefact,
-        images=tuple(sorted(images, key=lambda image: image.reference)),
+        images=tuple(sorted(images, key=lambda image: str(image.reference))),
         sandbox=sandbox,
         keep_layers=keep_layers,
         size=size,

@@ -2,14 +2,17 @@
 
 Follows the distribution project's grammar and containerd's and Docker's normalisation, since the reference in the store
 must be exactly what the kubelet asks for: ``busybox`` is stored as ``docker.io/library/busybox:latest``.
+A text is parsed where it comes in (a Bakefile, a manifest, a record), and is a ``Reference`` from there on.
 Source: distribution/reference (regexp.go, normalize.go).
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
+
+from pydantic_core import PydanticCustomError, PydanticKnownError, core_schema
 
 from parbake.core.errors import BadReference
 
@@ -26,12 +29,16 @@ DOCKER_HUB = "docker.io"
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A normalised image reference. ``tag`` or ``digest`` is set, or both."""
+    """A normalised image reference. ``tag`` or ``digest`` is set, or both; ``written`` is the text that was parsed.
+
+    In models it is written and read as text, normalised.
+    """
 
     registry: str
     repository: str
     tag: str = ""
     digest: str = ""
+    written: str = field(default="", compare=False, repr=False)
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -67,7 +74,23 @@ class Reference:
             raise BadReference(f"{text!r}: the name is longer than {_LONGEST_NAME} characters")
         if not tag and not digest:
             tag = "latest"
-        return cls(registry=registry, repository=repository, tag=tag, digest=digest)
+        return cls(registry, repository, tag, digest, text)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: object) -> core_schema.CoreSchema:
+        as_text = core_schema.to_string_ser_schema(when_used="always")
+        return core_schema.no_info_plain_validator_function(cls._read, serialization=as_text)
+
+    @classmethod
+    def _read(cls, value: object) -> Self:
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, str):
+            raise PydanticKnownError("string_type")
+        try:
+            return cls.parse(value)
+        except BadReference as error:
+            raise PydanticCustomError("reference", "{said}", {"said": error.message}) from None
 
     @property
     def name(self) -> str:

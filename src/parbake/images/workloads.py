@@ -83,7 +83,7 @@ class Container:
 class FoundImage:
     """An image, by its normalised reference, and all who use it."""
 
-    reference: str
+    reference: Reference
     uses: tuple[Use, ...]
     container: Container | None = None
     """The container that says most of how it starts; None where none runs it."""
@@ -114,18 +114,18 @@ class Found:
 class _Search:
     """What was found so far."""
 
-    uses: dict[str, set[Use]] = field(default_factory=dict)
-    always: dict[str, set[Use]] = field(default_factory=dict)
+    uses: dict[Reference, set[Use]] = field(default_factory=dict)
+    always: dict[Reference, set[Use]] = field(default_factory=dict)
     direct: set[Use] = field(default_factory=set)
     """Uses by objects that no controller made of another."""
-    containers: dict[str, list[Container]] = field(default_factory=dict)
+    containers: dict[Reference, list[Container]] = field(default_factory=dict)
     owners: Owners = field(default_factory=lambda: Owners(()))
     warnings: dict[str, None] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     template: bool = False
 
-    def note(self, place: str, use: Use, image: object, policy: object) -> str:
-        """Take down who uses which image, or what is wrong with its name; return its normalised reference."""
+    def note(self, place: str, use: Use, image: object, policy: object) -> Reference | None:
+        """Take down who uses which image, or what is wrong with its name; return its reference."""
         if image is None or image == "":
             # The API allows it: something else (an operator, an admission webhook) fills it in.
             self.warnings[f"{place}: {use} has no image: it is set elsewhere; add it by hand"] = None
@@ -140,15 +140,15 @@ class _Search:
                 reference = Reference.parse(str(image).strip())
             except BadReference as error:
                 self.problems.append(f"{place}: {error.message}")
-                return ""
-            self.uses.setdefault(str(reference), set()).add(use)
+                return None
+            self.uses.setdefault(reference, set()).add(use)
             # Without a policy, Kubernetes takes Always for `latest` and IfNotPresent for the rest.
             if policy == "Always" or (policy is None and reference.tag == "latest" and not reference.digest):
-                self.always.setdefault(str(reference), set()).add(use)
-            return str(reference)
-        return ""
+                self.always.setdefault(reference, set()).add(use)
+            return reference
+        return None
 
-    def found(self, name: str) -> FoundImage:
+    def found(self, name: Reference) -> FoundImage:
         """Put together what is known of an image."""
         lasting, known = self.lasting(self.uses[name]), set(self.lasting(self.uses[name]))
         containers = [each for each in self.containers.get(name, ()) if each.use in known]
@@ -189,7 +189,7 @@ def images_in(documents: Iterable[tuple[str, str]]) -> Found:
         listed = "\n".join(f"  {word(problem)}" for problem in search.problems)
         hint = _RENDER if search.template else "correct the manifests, or leave them out"
         raise InputError(f"the manifests have {len(search.problems)} problem(s)\n{listed}", hint=hint)
-    images = tuple(search.found(name) for name in sorted(search.uses))
+    images = tuple(search.found(name) for name in sorted(search.uses, key=str))
     return Found(images, tuple(map(word, (*search.warnings, *_advice(images, search)))), config_maps(every))
 
 
@@ -390,7 +390,7 @@ def images_of(spec: Mapping[str, object]) -> Iterator[tuple[Where, str, object, 
 
 def _advice(images: tuple[FoundImage, ...], search: _Search) -> Iterator[str]:
     for image in images:
-        reference = Reference.parse(image.reference)
+        reference = image.reference
         if reference.tag == "latest" and not reference.digest:
             yield f"{image.reference}: `latest` moves: what is baked today may not be what runs tomorrow"
         if always := search.lasting(search.always.get(image.reference, set())):

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from parbake.core.model import EBS_BLOCK, FILE_NAME, Digest, FileName, Frozen, Plan, Published, TraceSummary, Verdict
+from parbake.core.reference import Reference
 from parbake.core.signing import Attached
 
 SUFFIX = ".json"
@@ -63,7 +64,7 @@ class Record(Frozen):
     published: dict[str, Published] = Field(default_factory=dict)
     trace: TraceSummary | None = None
     parent: str = Field(default="", pattern=f"^({FILE_NAME})?$")
-    attached: dict[str, tuple[Attached, ...]] = Field(default_factory=dict)
+    attached: dict[Reference, tuple[Attached, ...]] = Field(default_factory=dict)
 
     @property
     def file_name(self) -> str:

@@ -5,7 +5,6 @@ What is ours lies under ``parbake``. Sources: in-toto/attestation spec/v1/statem
 
 from __future__ import annotations
 
-from parbake.core.reference import Reference
 from parbake.records.record import Record
 
 STATEMENT = "https://in-toto.io/Statement/v1"
@@ -22,10 +21,10 @@ def to_statement(record: Record) -> dict[str, object]:
     for reference, found in record.attached.items():
         materials += [
             {
-                "uri": f"oci://{Reference.parse(reference).with_digest(each.digest)}",
+                "uri": f"oci://{reference.with_digest(each.digest)}",
                 "digest": _digest_set(each.digest),
                 "mediaType": each.media_type,
-                "annotations": {"kind": each.kind, "of": reference},
+                "annotations": {"kind": each.kind, "of": str(reference)},
             }
             for each in found
         ]

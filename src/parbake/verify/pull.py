@@ -47,7 +47,7 @@ def compare_pull(verification: Verification, image: Image) -> Pulled:
     if node.is_docker:
         raise ContainerdError("this node runs Docker, and parbake compares only with containerd's pulls")
     name = image.names[0]
-    port = _port(image.parsed)
+    port = _port(image.reference)
     with events.stage("network", "Connect the machine to the host's registry"):
         connect(node, port)
     with events.stage("forget", f"Remove {name} from the machine"):

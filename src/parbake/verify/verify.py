@@ -62,10 +62,10 @@ def images_of(plan: Plan) -> tuple[ImageToVerify, ...]:
     found = []
     for image in plan.images:
         first, *further = image.names
-        found.append(ImageToVerify(image.reference, first, image, image.startup or Startup()))
+        found.append(ImageToVerify(str(image.reference), first, image, image.startup or Startup()))
         found += [ImageToVerify(name, name, image, None) for name in further]
     if plan.sandbox is not None:
-        found.append(ImageToVerify(plan.sandbox.reference, plan.sandbox.names[0], plan.sandbox, None))
+        found.append(ImageToVerify(str(plan.sandbox.reference), plan.sandbox.names[0], plan.sandbox, None))
     return tuple(found)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from parbake.core.events import Events
 from parbake.core.model import Image, Plan
+from parbake.core.reference import Reference
 from parbake.core.workspace import remove_leftovers
 from parbake.workflows.plan import decide, make_images, open_session, resolve
 
@@ -17,7 +18,7 @@ class Built:
     """What a bake would be of: ``made`` are the references that were built now, ``plan`` names the content key."""
 
     images: tuple[Image, ...]
-    made: tuple[str, ...]
+    made: tuple[Reference, ...]
     plan: Plan
 
 

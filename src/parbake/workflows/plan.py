@@ -119,7 +119,7 @@ def preview(bakefile_path: Path, events: Events, overrides: Mapping[str, str] | 
     with open_session(bakefile_path, events, overrides) as run:
         known, onto = ask_account(run), base_of(run)
         images = resolve(run)
-        missing = tuple(reference for reference, image in images.items() if image is None)
+        missing = tuple(reference.written for reference, image in images.items() if image is None)
         if missing:
             return Preview(None, to_build=missing, cautions=known)
         plan = decide(run, [image for image in images.values() if image], onto)
@@ -140,13 +140,13 @@ def shared_store(run: Session) -> Shared | None:
     return session_store(run.bakefile, run.events)
 
 
-def resolve(run: Session, *, ignore_built: bool = False) -> dict[str, Image | None]:
+def resolve(run: Session, *, ignore_built: bool = False) -> dict[Reference, Image | None]:
     """Look up every image of the Bakefile, in parallel; None for one that is to be built."""
 
     def look_up(entry: ImageEntry) -> Image | None:
         platform = entry.platform or run.bakefile.platform
         if entry.build is None:
-            image = run.registry.resolve(entry.parsed, platform)
+            image = run.registry.resolve(entry.reference, platform)
             if entry.signed_by:
                 run.registry.need_signature(image, public_key(entry.signed_by))
             return image
@@ -155,7 +155,7 @@ def resolve(run: Session, *, ignore_built: bool = False) -> dict[str, Image | No
         from parbake.images.build import build  # loads only where an image is built
 
         key = build.build_key(entry.build, platform)
-        return build.existing(entry.parsed, platform, key, registry=run.registry, cache=run.cache)
+        return build.existing(entry.reference, platform, key, registry=run.registry, cache=run.cache)
 
     entries = run.bakefile.images
     with ThreadPoolExecutor(max_workers=8) as pool, closing_on_failure(run.registry):
@@ -176,7 +176,7 @@ def closing_on_failure(registry: Registry) -> Iterator[None]:
         raise
 
 
-def make_images(run: Session, images: dict[str, Image | None], *, force: bool = False) -> list[Image]:
+def make_images(run: Session, images: dict[Reference, Image | None], *, force: bool = False) -> list[Image]:
     """Build and push what is missing; return every image."""
     made = []
     for order, entry in enumerate(run.bakefile.images):
@@ -188,7 +188,7 @@ def make_images(run: Session, images: dict[str, Image | None], *, force: bool = 
             with work_folder(run.cache, "build") as work:
                 built = build.build(
                     entry.build,
-                    entry.parsed,
+                    entry.reference,
                     entry.platform or run.bakefile.platform,
                     options=run.bakefile.registries,
                     events=run.events,
@@ -204,7 +204,7 @@ def make_images(run: Session, images: dict[str, Image | None], *, force: bool = 
 
 def _overrides(entry: ImageEntry, order: int) -> dict[str, object]:
     return {
-        "reference": str(entry.parsed),
+        "reference": entry.reference,
         "startup": entry.startup,
         "also_by_digest": entry.also_by_digest,
         "order": order,
@@ -282,8 +282,8 @@ def sandbox_of(run: Session) -> Image | None:
     bakefile = run.bakefile
     if bakefile.sandbox == "none" or (bakefile.sandbox == "auto" and bakefile.base.kind in {"file", "ami"}):
         return None
-    name = pause.REFERENCE if bakefile.sandbox == "auto" else bakefile.sandbox
-    reference = Reference.parse(name)
+    own = Reference.parse(pause.REFERENCE)
+    reference = bakefile.named_sandbox or own
     if not reference.is_local:
         return run.registry.resolve(reference, bakefile.platform)
     # A `localhost/` name, such as that of EKS's nodes, can be pulled from nowhere: ours serves under it.
@@ -291,8 +291,8 @@ def sandbox_of(run: Session) -> Image | None:
         return None
     with room_for(run.cache):
         layout = pause.layout(part_of(run.cache, "pause"), bakefile.platform)
-    image = Layout(layout).resolve(Reference.parse(pause.REFERENCE), bakefile.platform)
-    return image.model_copy(update={"reference": str(reference)})
+    image = Layout(layout).resolve(own, bakefile.platform)
+    return image.model_copy(update={"reference": reference})
 
 
 def existing(

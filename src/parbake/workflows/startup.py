@@ -14,14 +14,15 @@ from parbake.core.model import Plan, Startup
 if TYPE_CHECKING:
     from parbake.bakefile import Bakefile
     from parbake.core.events import Events
+    from parbake.core.reference import Reference
     from parbake.records import Record
 
 
 def started_as(plan: Plan, bakefile: Bakefile | None, events: Events, *, signed: bool) -> Plan:
     """Return the plan of a record with the startups of a Bakefile of its name; ``signed``: its own are signed."""
-    known: dict[str, Startup | None] = {}
+    known: dict[Reference, Startup | None] = {}
     if bakefile and bakefile.name == plan.name:
-        known = {str(entry.parsed): entry.startup for entry in bakefile.images}
+        known = {entry.reference: entry.startup for entry in bakefile.images}
     for image in plan.images:
         if image.startup and image.reference not in known and not signed:
             known[image.reference] = None
@@ -45,7 +46,7 @@ def proven_as(record: Record, plan: Plan, events: Events) -> Record:
     return record.model_copy(update={"plan": wanted, "verdict": None})
 
 
-def _with(plan: Plan, startups: Mapping[str, Startup | None]) -> Plan:
+def _with(plan: Plan, startups: Mapping[Reference, Startup | None]) -> Plan:
     images = [
         image.model_copy(update={"startup": startups.get(image.reference, image.startup)}) for image in plan.images
     ]

@@ -59,11 +59,11 @@ def look(bakefile_path: Path, events: Events) -> Seen:
         def of(entry: ImageEntry) -> str:
             if entry.build is not None:
                 return build.build_key(entry.build, entry.platform or run.bakefile.platform)
-            return run.registry.head(entry.parsed).digest
+            return run.registry.head(entry.reference).digest
 
         with plan.closing_on_failure(run.registry):
             found = list(pool.map(of, run.bakefile.images))
-        seen = {entry.reference: digest for entry, digest in zip(run.bakefile.images, found, strict=True)}
+        seen = {entry.reference.written: digest for entry, digest in zip(run.bakefile.images, found, strict=True)}
         return {**seen, "base": _base(run)}
 
 

@@ -52,7 +52,7 @@ def volume(cloud: Rockets) -> Plan:
 def policy(settings: dict[str, Any]) -> Any:
     base: Any = {"eks": "bottlerocket", "kubernetes": "1.33"}
     wanted = {"region": REGION, **settings}
-    return caller("ec2", wanted, base=base, image=APP.reference, artefact={"kind": "volume"})
+    return caller("ec2", wanted, base=base, image=str(APP.reference), artefact={"kind": "volume"})
 
 
 def baked(plan: Plan, *, verify: bool = True, **settings: Any) -> Publication:

@@ -18,6 +18,7 @@ from parbake.builders.packer.builder import PackerBuilder
 from parbake.core.errors import InputError, ParbakeError
 from parbake.core.events import Events
 from parbake.core.model import Plan
+from parbake.core.reference import Reference
 from standins import packer_program
 from standins.aws.boto_clients import raw
 from standins.aws.ec2 import Cloud
@@ -35,7 +36,10 @@ class Place:
     def __init__(self, folder: Path, cloud: Cloud, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.cloud, self.plan, self.patch = folder, cloud, plan, monkeypatch
         self.bakefile = bakefile_for(
-            "packer", {"region": REGION, "copy_to": [OTHER]}, base=plan.base.identity, image=plan.images[0].reference
+            "packer",
+            {"region": REGION, "copy_to": [OTHER]},
+            base=plan.base.identity,
+            image=str(plan.images[0].reference),
         )
         program = folder / "bin/packer"
         program.parent.mkdir()
@@ -91,7 +95,7 @@ def test_what_packer_made_is_proven_once(place: Place, amis: dict[str, str]) -> 
     baked = place.build(fresh=True)
     assert baked.verdict
     assert (baked.verdict.passed, baked.verdict.accelerator) == (True, "ec2")
-    assert [each.reference for each in baked.verdict.images] == [place.plan.images[0].reference]
+    assert [each.reference for each in baked.verdict.images] == [str(place.plan.images[0].reference)]
     assert launched(place.cloud) == before + 1
     assert list(baked.published) == [REGION, OTHER]
     for region, there in baked.published.items():
@@ -155,9 +159,8 @@ def test_an_ami_without_the_images_is_found_out(place: Place) -> None:
 
 
 def test_a_plan_that_cannot_be_proven_is_refused_before_packer_runs(place: Place) -> None:
-    many = tuple(
-        place.plan.images[0].model_copy(update={"reference": f"registry.example/{token_hex(40)}:1"}) for _ in range(400)
-    )
+    names = [Reference("registry.example", token_hex(40), "1") for _ in range(400)]
+    many = tuple(place.plan.images[0].model_copy(update={"reference": name}) for name in names)
     place.plan = place.plan.model_copy(update={"images": many})
     with pytest.raises(InputError):
         place.build()

@@ -240,14 +240,14 @@ class TestImages:
         with Registry() as registry:
             found = registry.resolve(Reference.parse(f"{name}:1"), HOST)
             carried = registry.find_attachments([found])()
-        kinds = sorted((each.kind.split(".v0")[0], each.of) for each in carried[f"{name}:1"])
+        kinds = sorted((each.kind.split(".v0")[0], each.of) for each in carried[found.reference])
         assert kinds == sorted([
             ("signature", built.digest), ("attestation", built.digest), ("sbom", built.digest),
             ("attestation", own.digest), ("application/vnd.dev.sigstore.bundle", own.digest),
         ])  # fmt: skip
         made = record().model_copy(update={"attached": carried})
         materials = json.loads(records.statement(made))["predicate"]["buildDefinition"]["resolvedDependencies"]
-        assert {each.digest for each in carried[f"{name}:1"]} <= {
+        assert {each.digest for each in carried[found.reference]} <= {
             f"sha256:{each['digest']['sha256']}" for each in materials
         }
 
@@ -274,7 +274,7 @@ def test_a_signed_bake_of_a_signed_image(shop: DockerRegistry, keys: Path, tmp_p
     first = bake.bake(file, Events(), options)
     record = genuine.need(first.artefact, [tmp_path / "key.pub"])
     assert (record, first.changed) == (first.record, True)
-    [carried] = record.attached[f"{name}:1"]
+    [[carried]] = record.attached.values()
     assert (carried.kind, carried.of) == ("signature", built.digest)
     path = first.artefact.with_name(record.file_name)
     signed = path.read_bytes()

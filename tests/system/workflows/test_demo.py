@@ -89,7 +89,7 @@ def test_the_demo_bakes_starts_and_compares(
     made = records.read(Path(outcome["machine_image"]["record_path"]))
     [image] = made.plan.images
     assert made.verdict
-    [started] = [seen for seen in made.verdict.images if seen.reference == image.reference]
+    [started] = [seen for seen in made.verdict.images if seen.reference == str(image.reference)]
     assert started.pinned
     assert started.unpacked
     assert started.digest == image.target.digest
@@ -133,7 +133,7 @@ def test_the_sample_is_large_and_starts_when_baked(tmp_path: Path) -> None:
     assert trace.skipped == {}
     [start] = trace.parts
     assert start.seconds
-    assert start.name == image.reference
+    assert start.name == str(image.reference)
     assert any("/scipy/optimize/" in entry.path for entry in trace.files)
 
 

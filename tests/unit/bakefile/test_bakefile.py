@@ -111,7 +111,7 @@ def test_every_key_is_read(folder: Path) -> None:
     bakefile = _load(folder, EVERYTHING)
     short, app, here, there = bakefile.images
     assert (bakefile.name, bakefile.platform) == ("gpu-node.1", Platform(architecture="arm64"))
-    assert (short.reference, str(short.parsed)) == ("busybox", "docker.io/library/busybox:latest")
+    assert (short.reference.written, str(short.reference)) == ("busybox", "docker.io/library/busybox:latest")
     assert app.platform == Platform(architecture="arm64")
     assert app.also_by_digest
     assert app.startup == Startup(
@@ -139,7 +139,7 @@ def test_every_key_is_read(folder: Path) -> None:
     assert bakefile.base == BaseChoice(kind="debian", packages=("curl", "htop"), serial="2026-11-24")
     assert bakefile.artefact == Artefact(kind="machine-image", format="vmdk")
     assert (bakefile.runtime, bakefile.size, bakefile.keep_layers) == ("containerd", 20 * GIB, True)
-    assert bakefile.sandbox == "registry.k8s.io/pause:3.10"
+    assert str(bakefile.sandbox) == "registry.k8s.io/pause:3.10"
     assert bakefile.registries == {
         "docker.io": RegistryOptions(mirrors=("mirror.example.com:5000/hub",)),
         "ghcr.io": RegistryOptions(plain_http=True, credentials="environment", ca=str(folder / "ca.pem")),
@@ -238,7 +238,7 @@ def test_anchors_and_merges_work(folder: Path) -> None:
         folder,
         "version: 1\nimages:\n  - &web {reference: a/b:1, startup: {up: exit}}\n  - {<<: *web, reference: a/c:1}\n",
     )
-    assert [entry.reference for entry in bakefile.images] == ["a/b:1", "a/c:1"]
+    assert [entry.reference.written for entry in bakefile.images] == ["a/b:1", "a/c:1"]
     assert bakefile.images[1].startup == Startup(up=ExitProbe())
 
 

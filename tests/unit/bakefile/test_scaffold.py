@@ -11,6 +11,7 @@ from parbake.bakefile import advice, load
 from parbake.bakefile.scaffold import InitImage, discover, is_static_program, starter, write
 from parbake.core.errors import BadReference, EnvironmentProblem, InputError
 from parbake.core.model import GIB, MIB, LogProbe, MountedProbe, Startup
+from parbake.core.reference import Reference
 from parbake.core.units import human_size
 
 TODAY = date(2026, 11, 24)
@@ -37,21 +38,21 @@ def busybox(tmp_path: Path) -> Path:
 
 def test_the_starter_works_as_it_stands(tmp_path: Path) -> None:
     entries = [
-        InitImage("ghcr.io/team/app:1.4", size=512 * MIB, uses=("Deployment prod/web, app",)),
-        InitImage("ghcr.io/team/job:1", startup={"up": {"log": "it's done"}}),
-        InitImage("ghcr.io/team/many:1", uses=tuple(f"Job j{number}, c\n" for number in range(5))),
-        InitImage("ghcr.io/team/app:1.4", size=1),
-        InitImage("null"),
-        InitImage("ghcr.io/team/weights:1", startup={"up": "mounted"}),
+        InitImage(Reference.parse("ghcr.io/team/app:1.4"), size=512 * MIB, uses=("Deployment prod/web, app",)),
+        InitImage(Reference.parse("ghcr.io/team/job:1"), startup={"up": {"log": "it's done"}}),
+        InitImage(Reference.parse("ghcr.io/team/many:1"), uses=tuple(f"Job j{number}, c\n" for number in range(5))),
+        InitImage(Reference.parse("ghcr.io/team/app:1.4"), size=1),
+        InitImage(Reference.parse("null")),
+        InitImage(Reference.parse("ghcr.io/team/weights:1"), startup={"up": "mounted"}),
     ]
     text = starter(entries, today=TODAY)
     (tmp_path / "parbake.yaml").write_text(text)
     bakefile = load(tmp_path / "parbake.yaml")
-    assert [entry.reference for entry in bakefile.images] == [
+    assert [str(entry.reference) for entry in bakefile.images] == [
         "ghcr.io/team/app:1.4",
         "ghcr.io/team/job:1",
         "ghcr.io/team/many:1",
-        "null",
+        "docker.io/library/null:latest",
         "ghcr.io/team/weights:1",
     ]
     assert bakefile.images[4].startup == Startup(up=MountedProbe())
@@ -62,7 +63,7 @@ def test_the_starter_works_as_it_stands(tmp_path: Path) -> None:
 
 def test_whatever_is_switched_on_works_and_defaults_are_the_defaults(tmp_path: Path) -> None:
     """Every key of the starter that is commented out loads, alone and with all others."""
-    text = starter([InitImage("ghcr.io/team/app:1.4")], today=TODAY)
+    text = starter([InitImage(Reference.parse("ghcr.io/team/app:1.4"))], today=TODAY)
     file = tmp_path / "parbake.yaml"
     file.write_text(text)
     plain = load(file)
@@ -83,14 +84,14 @@ def test_whatever_is_switched_on_works_and_defaults_are_the_defaults(tmp_path: P
     everything = load(file)
     assert everything.base.serial == "2026-11-24"
     assert everything.registries["registry.example.com:5000"].mirrors == ("mirror.example.com",)
-    assert len(text) == len(starter([InitImage("ghcr.io/team/app:1.4")], today=TODAY)) - sum(
+    assert len(text) == len(starter([InitImage(Reference.parse("ghcr.io/team/app:1.4"))], today=TODAY)) - sum(
         b.count("\n") for b in blocks
     )
 
 
 def test_what_cannot_be_baked_is_not_written() -> None:
     with pytest.raises(BadReference):
-        starter([InitImage("Not A Reference")], today=TODAY)
+        starter([InitImage(Reference.parse("Not A Reference"))], today=TODAY)
     with pytest.raises(InputError, match="no image"):
         starter([], today=TODAY)
 
@@ -161,7 +162,7 @@ class TestInAnEmptyFolder:
 
 def test_with_images_only_the_bakefile_is_written(tmp_path: Path) -> None:
     (tmp_path / "Containerfile").touch()
-    assert write(tmp_path, [InitImage("ghcr.io/a/b:1")], today=TODAY) == (tmp_path / "parbake.yaml",)
+    assert write(tmp_path, [InitImage(Reference.parse("ghcr.io/a/b:1"))], today=TODAY) == (tmp_path / "parbake.yaml",)
     assert load(tmp_path / "parbake.yaml").images[0].build is None
 
 
@@ -180,10 +181,10 @@ def test_a_folder_with_a_containerfile_is_built(tmp_path: Path, name: str, refer
     folder.mkdir()
     assert discover(folder) == ()
     (folder / "Dockerfile").write_text("FROM scratch\n")
-    assert discover(folder) == (InitImage(reference, build="."),)
+    assert discover(folder) == (InitImage(Reference.parse(reference), build="."),)
     write(folder, today=TODAY)
     (entry,) = load(folder / "parbake.yaml").images
-    assert entry.reference == reference
+    assert str(entry.reference) == reference
     assert entry.build is not None
     assert entry.build.file == folder / "Dockerfile"
     assert advice(load(folder / "parbake.yaml")) == ()

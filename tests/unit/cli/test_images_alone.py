@@ -39,7 +39,7 @@ def baked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Bakefil
 def test_images_alone_are_a_volume_that_is_verified(baked: list[tuple[Bakefile, BakeOptions]], tmp_path: Path) -> None:
     assert run(["bake", "--image", APP, "--image", OTHER, "--image", APP]) == 0
     [(bakefile, options)] = baked
-    assert [entry.reference for entry in bakefile.images] == [APP, OTHER]
+    assert [entry.reference.written for entry in bakefile.images] == [APP, OTHER]
     assert (bakefile.name, bakefile.artefact.kind, bakefile.artefact.filesystem) == ("app", "volume", "ext4")
     assert (bakefile.output, bakefile.builder, options.verify) == (tmp_path / "artefacts", "local", True)
 

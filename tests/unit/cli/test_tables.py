@@ -22,7 +22,7 @@ from standins.plans import digest, image, layer, outcome, plan, record
 
 FOLDER = Path(__file__).with_name("cases")
 PAUSE = image("localhost/parbake/pause:1", layout="/cache/pause", layers=(layer("pause", size=900, raw_size=4000),))
-BIG = image("registry.example/[big]:2", layers=(layer("one"), layer("two", below="one", raw_size=0)))
+BIG = image("registry.example/big:2", layers=(layer("one"), layer("two", below="one", raw_size=0)))
 DEBIAN = Base(kind="debian", identity=digest("recipe"), size=2 * GIB)
 DISK = plan(base=DEBIAN, artefact=Artefact(kind="machine-image"), images=(image(), BIG), sandbox=PAUSE, size=4 * GIB)
 FILE = plan(
@@ -34,7 +34,7 @@ FILE = plan(
 GOOD = ImageVerdict(
     reference="registry.example/a:1", digest=digest("a"), pinned=True, unpacked=True, start_seconds=1.26
 )
-PAUSED = ImageVerdict(reference=PAUSE.reference, digest=PAUSE.target.digest, pinned=True, unpacked=True)
+PAUSED = ImageVerdict(reference=str(PAUSE.reference), digest=PAUSE.target.digest, pinned=True, unpacked=True)
 BAD = ImageVerdict(reference="registry.example/b:1", problems=("it ended with code 7", "it is not pinned"))
 WARNED = Verdict(passed=True, accelerator="kvm", boot_seconds=5.0, images=(GOOD,), warnings=("it has no pause image",))
 PASSED = Verdict(passed=True, accelerator="kvm", boot_seconds=6.04, images=(GOOD, PAUSED))

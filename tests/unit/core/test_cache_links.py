@@ -84,7 +84,7 @@ def of_cached_layers(cache: Path) -> object:
 
 
 def of_pause(cache: Path) -> object:
-    bakefile = SimpleNamespace(sandbox="auto", base=SimpleNamespace(kind="none"), platform=AMD64)
+    bakefile = SimpleNamespace(sandbox="auto", named_sandbox=None, base=SimpleNamespace(kind="none"), platform=AMD64)
     return sandbox_of(SimpleNamespace(bakefile=bakefile, cache=cache))  # type: ignore[arg-type]
 
 

@@ -3,8 +3,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from parbake.core.errors import BadReference
+from parbake.core.model import Frozen
 from parbake.core.reference import Reference
 
 DIGEST = "sha256:" + "ab" * 32
@@ -56,10 +58,26 @@ def test_with_digest_drops_the_tag() -> None:
     assert Reference.parse("a.io/b:1").with_digest(DIGEST) == f"a.io/b@{DIGEST}"
 
 
-@given(st.text(max_size=80))
+class _Model(Frozen):
+    image: Reference
+    seen: dict[Reference, int]
+
+
+@given(st.text(max_size=80) | st.from_regex(r"[a-z]{1,3}(\.io)?/[a-z]{1,3}(:[0-9])?", fullmatch=True))
 def test_any_text_parses_or_is_refused_and_parsing_is_stable(text: str) -> None:
     try:
         reference = Reference.parse(text)
     except BadReference:
         return
     assert Reference.parse(str(reference)) == reference
+    assert reference.written == text
+    model = _Model.model_validate({"image": text, "seen": {text: 1}})
+    assert model == _Model(image=reference, seen={reference: 1})
+    assert model.model_dump(mode="json") == {"image": str(reference), "seen": {str(reference): 1}}
+    assert _Model.model_validate_json(model.model_dump_json()) == model
+
+
+@pytest.mark.parametrize(("value", "said"), [("Not One", "a repository is lower case"), (7, "a valid string")])
+def test_a_model_says_what_is_no_reference(value: object, said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        _Model.model_validate({"image": value, "seen": {}})

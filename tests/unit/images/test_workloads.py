@@ -75,7 +75,7 @@ def _workload(kind: str, image: str, policy: str = "", name: str = "web") -> str
 
 def test_images_are_found_wherever_pods_are_described() -> None:
     found = images_in([("all.yaml", WORKLOADS)])
-    assert {image.reference: [str(use) for use in image.uses] for image in found.images} == {
+    assert {str(image.reference): [str(use) for use in image.uses] for image in found.images} == {
         "docker.io/library/busybox:1.37": ["Pod apps/alone, debug"],
         "ghcr.io/a/init:1": ["Pod apps/alone, init"],
         "ghcr.io/a/job:1": ["CronJob nightly, job"],
@@ -100,7 +100,7 @@ def test_workloads(kind: str) -> None:
 def test_one_image_under_several_names_is_one() -> None:
     texts = [("a", _workload("Deployment", "nginx:1.27")), ("b", _workload("Job", "docker.io/library/nginx:1.27"))]
     (image,) = images_in(texts).images
-    assert image.reference == "docker.io/library/nginx:1.27"
+    assert str(image.reference) == "docker.io/library/nginx:1.27"
     assert [use.kind for use in image.uses] == ["Deployment", "Job"]
 
 
@@ -152,7 +152,7 @@ def test_what_is_injected_is_named_by_the_owner_that_lasts() -> None:
         made("Pod", "old", "5", {"containers": [{"name": "s", "image": "a.example/o:1"}]}, ("Deployment", "web", "7")),
     ]
     found = images_in([("cluster", json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))])
-    assert {image.reference: [str(use) for use in image.uses] for image in found.images} == {
+    assert {str(image.reference): [str(use) for use in image.uses] for image in found.images} == {
         "a.example/b:1": ["Deployment shop/web, c"],
         "a.example/mesh:1": ["Deployment shop/web, proxy"],
         "a.example/o:1": ["Deployment shop/web, s"],
@@ -298,7 +298,7 @@ def test_a_cluster_is_asked_through_kubectl(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("KUBECONFIG", "/etc/a-kubeconfig")
     monkeypatch.setenv("AWS_PROFILE", "staging")
     (image,) = images_in(from_cluster("prod-eu")).images
-    assert (image.reference, str(image.uses[0])) == ("ghcr.io/a/b:1", "Deployment prod/web, c")
+    assert (str(image.reference), str(image.uses[0])) == ("ghcr.io/a/b:1", "Deployment prod/web, c")
     assert (tmp_path / "asked").read_text() == (
         "/etc/a-kubeconfig staging get pods,deployments,statefulsets,daemonsets,replicasets,replicationcontrollers,"
         "jobs,cronjobs -A -o json "

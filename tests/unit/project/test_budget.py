@@ -35,6 +35,8 @@ MOST_LATE_IMPORTS = 325
 """Imports inside functions, for what most runs never need: ``make bench-startup`` shows what that saves."""
 MOST_BUILDER_NAMES = 8
 """Places where the name of a builder is compared, instead of its traits."""
+MOST_PARSED_REFERENCES = 12
+"""Places where a text becomes a ``Reference``: the doors. Behind them a name of an image is one."""
 RAISE = (
     "First look for what can go. Where nothing can, raise the figure, in a commit that says what a user gets for it."
 )
@@ -91,6 +93,16 @@ def test_few_imports_are_late() -> None:
         imports = (node for node in _nodes(path) if isinstance(node, ast.Import | ast.ImportFrom))
         late += [f"{_name(path)}:{node.lineno}" for node in imports if node.lineno in in_functions]
     assert len(late) <= MOST_LATE_IMPORTS, RAISE
+
+
+def test_references_are_parsed_at_the_doors() -> None:
+    calls = [
+        f"{_name(path)}:{node.lineno}"
+        for path in _files()
+        for node in _nodes(path)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Reference.parse"
+    ]
+    assert len(calls) <= MOST_PARSED_REFERENCES, f"Pass the Reference, or make a model's field one. {RAISE}"
 
 
 def test_builders_are_asked_for_their_traits() -> None:

@@ -24,7 +24,7 @@ def test_a_bake_that_no_rollout_takes_is_an_error(
     made = record("a", passed=passed)
     (tmp_path / "artefacts").mkdir()
     records.write(tmp_path / "artefacts", made)
-    (tmp_path / "good.yaml").write_text(pod(made.plan.images[0].reference))
+    (tmp_path / "good.yaml").write_text(pod(str(made.plan.images[0].reference)))
     monkeypatch.chdir(tmp_path)
     assert run(["lint", "good.yaml", "--bake", f"artefacts/{made.file_name}", "--json"]) == (3 if said else 0)
     found = json.loads(capsys.readouterr().out)["findings"]

@@ -137,7 +137,7 @@ def proof(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proof]:
             without_cloud_init = machine.guest.run(["test", "-e", "/run/cloud-init/disabled"]).code == 0
             ports = machine.guest.check(["sh", "-c", "ls -l /proc/$(systemctl show -P MainPID parbake-agent)/fd"])
             verdict = verification.verdict()
-            [image] = [image for image in plan.images if image.reference == talk]
+            [image] = [image for image in plan.images if str(image.reference) == talk]
             alone = plan.model_copy(update={"images": (image,)})
             starts = start_all(verification, alone)
             seconds = compare_pull(verification, image)

@@ -232,7 +232,7 @@ def _pull(scope: Scope) -> Iterator[Policy]:
 def _found(scope: Scope, *, built: bool = False, made: bool = False) -> list[str]:
     """Return the ARNs of the ECR repositories that images are in; ``built``: are pushed to, ``made``: as they lack."""
     bakefile = scope.bakefile
-    references = [entry.parsed for entry in bakefile.images if entry.build or not built]
+    references = [entry.reference for entry in bakefile.images if entry.build or not built]
     if bakefile.named_sandbox and not built:
         references.append(bakefile.named_sandbox)
     arns = []

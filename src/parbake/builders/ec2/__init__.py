@@ -336,10 +336,10 @@ def _verdict(plan: Plan, console: Console, tail: str) -> Verdict:
         problems = (error.message,)
     images = tuple(
         within.proof(
-            image.reference,
+            str(image.reference),
             image.target.digest,
             console.proved.get(image.names[0]),
-            plan.startups.get(image.reference),
+            plan.startups.get(str(image.reference)),
         )
         for image in plan.all_images
     )

@@ -136,7 +136,7 @@ class _Filling:
     def _write_documents(self, image: Image) -> None:
         source = self._sources(image)
         for descriptor, document in _path_to_manifest(image, lambda descriptor: self._read(descriptor, source)):
-            labels = reference_labels(load(image.reference, document, DOCUMENT))
+            labels = reference_labels(load(str(image.reference), document, DOCUMENT))
             if not self._plan.keep_layers:  # as containerd does with discard_unpacked_layers
                 labels = {key: value for key, value in labels.items() if not key.startswith(_LAYER_LABEL)}
             self._write(descriptor, document, {**labels, **_source_label(image)})
@@ -193,7 +193,7 @@ def _short(digest: str) -> str:
 
 
 def _source_label(image: Image) -> dict[str, str]:
-    reference = image.parsed
+    reference = image.reference
     if image.layout or reference.is_local:
         return {}  # it did not come from a registry
     return source_label(reference.registry, reference.repository)
@@ -222,7 +222,7 @@ def _search(
     body = read(start)
     if start.digest == image.manifest.digest:
         return [(start, body)]
-    document = read_document(image.reference, body, start.media_type)
+    document = read_document(str(image.reference), body, start.media_type)
     for entry in document.content.manifests if isinstance(document.content, Index) else ():
         if entry.media_type in INDEXES or entry.digest == image.manifest.digest:
             rest = _search(image, entry.descriptor, read, seen, depth - 1)

@@ -104,15 +104,15 @@ def reference_text(bakefile: Bakefile, images: Sequence[Image] = ()) -> list[str
     pins = {image.reference: image.target.digest for image in images}
     found = []
     for entry in bakefile.images:
-        reference = entry.parsed
+        reference = entry.reference
         if reference.is_local:
             raise InputError(
                 f"{reference} is only on this machine, and Packer's instance pulls from a registry",
                 hint="name it with a registry, so that the build is pushed there",
             )
-        found.append(_pinned(reference, pins.get(str(reference), "")))
+        found.append(_pinned(reference, pins.get(reference, "")))
     if sandbox := bakefile.named_sandbox:
-        found.append(_pinned(sandbox, pins.get(str(sandbox), "")))
+        found.append(_pinned(sandbox, pins.get(sandbox, "")))
     return found
 
 

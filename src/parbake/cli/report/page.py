@@ -162,10 +162,11 @@ def _images(subject: Subject) -> str:
     cold = record.trace.seconds if record.trace else {}
     rows = []
     for image in record.plan.all_images:
-        seen = verdicts.get(image.reference)
+        name = str(image.reference)
+        seen = verdicts.get(name)
         start = f"{seen.start_seconds:.1f} s" if seen and seen.start_seconds is not None else "-"
-        rehearsed = f"{cold[image.reference]:.1f} s" if image.reference in cold else "-"
-        rows.append((image.reference, image.target.digest[7:19], human_bytes(image.size), start, rehearsed))
+        rehearsed = f"{cold[name]:.1f} s" if name in cold else "-"
+        rows.append((name, image.target.digest[7:19], human_bytes(image.size), start, rehearsed))
     header = ("image", "digest", "compressed", "start, verified", "start, cold caches")
     return f"<h3>Images</h3>{table(header, rows, numbers=(2, 3, 4), path=0)}"
 

@@ -14,7 +14,6 @@ from parbake.cli.text.tables import table, wrapped
 from parbake.core.model import Image, Plan, Published, TraceSummary, Verdict
 from parbake.core.plan import measure
 from parbake.core.printable import word
-from parbake.core.reference import Reference
 from parbake.core.timestamps import timestamp
 from parbake.core.units import human_bytes
 from parbake.records import Record
@@ -86,7 +85,7 @@ def preview_text(preview: Preview) -> str:
 def built_json(built: Built) -> dict[str, object]:
     """Return the images that were built and those that were there, and what a bake of them would be."""
     images = [
-        {"reference": image.reference, "digest": image.target.digest, "built": image.reference in _made(built)}
+        {"reference": str(image.reference), "digest": image.target.digest, "built": image.reference in built.made}
         for image in built.images
     ]
     return {"key": built.plan.key, "artefact_name": built.plan.artefact_name, "images": images}
@@ -95,15 +94,11 @@ def built_json(built: Built) -> dict[str, object]:
 def built_text(built: Built) -> str:
     """Return that for people."""
     rows = (
-        (image.reference, image.target.digest[7:19], "built" if image.reference in _made(built) else "there")
+        (image.reference, image.target.digest[7:19], "built" if image.reference in built.made else "there")
         for image in built.images
     )
     images = table(rows, header=("image", "digest", "state"))
     return f"{images}\n\n{table([('artefact', built.plan.artefact_name), ('key', built.plan.key)])}"
-
-
-def _made(built: Built) -> set[str]:
-    return {str(Reference.parse(reference)) for reference in built.made}
 
 
 def _from(image: Image) -> str:

@@ -100,7 +100,7 @@ def start_all(verification: Verification, plan: Plan) -> Starts:
             try:
                 found.windows.append(_start(verification, plan, image))
             except NotStarted as error:
-                found.skipped[image.reference] = str(error)
+                found.skipped[str(image.reference)] = str(error)
     return found
 
 
@@ -120,7 +120,7 @@ def _start(verification: Verification, plan: Plan, image: Image) -> Window:
     except (MachineError, ContainerdError, DeadlineExceeded) as error:
         raise NotStarted(error.message) from error
     stages = stages_of(stages, started)
-    return Window(image.reference, "image", begun, time.time(), round(sum(stages.values()), 3), stages)
+    return Window(str(image.reference), "image", begun, time.time(), round(sum(stages.values()), 3), stages)
 
 
 def trace_of(image: Path, plan: Plan, log: Path, starts: Starts, work: Path) -> Trace:

@@ -32,7 +32,7 @@ def rehearse_volume(artefact: Path, plan: Plan, events: Events, work: Path) -> T
     parts, skipped = [], {}
     if plan.platform.architecture != Platform.host().architecture:
         why = f"it is for {plan.platform} and this machine is {Platform.host()}: record a trace on a node"
-        skipped = {image.reference: why for image in plan.images}
+        skipped = {str(image.reference): why for image in plan.images}
     elif not cgroups.can_limit():
         events.warn("the rehearsed images get no limit of memory and processes: cgroups cannot be limited here")
     with disk.private_mounts(), no_network():
@@ -41,7 +41,7 @@ def rehearse_volume(artefact: Path, plan: Plan, events: Events, work: Path) -> T
                 try:
                     parts.append(_trace(artefact, plan, image, work / f"rehearsal{number}", filesystem, events))
                 except (NotStarted, Overrun) as error:
-                    skipped[image.reference] = str(error)
+                    skipped[str(image.reference)] = str(error)
         of_files = _owners(artefact, parts, work / "owners", filesystem)
     return Trace(
         uuid=uuid,
@@ -84,7 +84,7 @@ def _start(artefact: Path, plan: Plan, image: Image, folder: Path, filesystem: s
         recorder = Recorder(device_of(device), buffer=buffer)
         with recorder:
             stages = cold_start(device, filesystem, plan, image, folder, stack)
-    return Part(name=image.reference, seconds=round(sum(stages.values()), 3), stages=stages, reads=recorder.reads)
+    return Part(name=str(image.reference), seconds=round(sum(stages.values()), 3), stages=stages, reads=recorder.reads)
 
 
 def _owners(artefact: Path, parts: list[Part], at: Path, filesystem: str) -> Described:

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from parbake.core.errors import BadContent, NoSuchImage, ParbakeError, VerificationFailed
 from parbake.core.model import MIB, Descriptor, Image
+from parbake.core.reference import Reference
 from parbake.core.signing import Attached, NotSigned, PublicKey, opened
 from parbake.images.registry.documents import Document, Index, IndexEntry, Manifest
 
@@ -105,10 +106,10 @@ def find(store: ReferrerStore, image: Image) -> tuple[Attached, ...]:
 
 
 def collect(
-    asked: Mapping[str, Future[tuple[Attached, ...]]], note: Callable[[str], None]
-) -> dict[str, tuple[Attached, ...]]:
+    asked: Mapping[Reference, Future[tuple[Attached, ...]]], note: Callable[[str], None]
+) -> dict[Reference, tuple[Attached, ...]]:
     """Return what is attached to images, without those that have nothing; what is not known in time is noted."""
-    found: dict[str, tuple[Attached, ...]] = {}
+    found: dict[Reference, tuple[Attached, ...]] = {}
     end = time.monotonic() + _PATIENCE
     for reference, future in asked.items():
         try:

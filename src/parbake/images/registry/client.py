@@ -89,7 +89,7 @@ class Registry:
         Denied, Unreachable, BadContent, RegistryError, and EnvironmentProblem when credentials cannot be looked up.
         """
         repository = self._repository(reference)
-        return resolve(repository, str(reference), repository.top(reference), platform)
+        return resolve(repository, reference, repository.top(reference), platform)
 
     def head(self, reference: Reference) -> Descriptor:
         """Return what a reference points to with one cheap request; raises as ``resolve`` does."""
@@ -102,23 +102,23 @@ class Registry:
 
     def need_signature(self, image: Image, key: PublicKey) -> Attached:
         """Return the signature of an image by a key; raises VerificationFailed when there is none."""
-        return attachments.need_signature(self._repository(image.parsed), image, key)
+        return attachments.need_signature(self._repository(image.reference), image, key)
 
-    def find_attachments(self, images: Iterable[Image]) -> Callable[[], dict[str, tuple[Attached, ...]]]:
+    def find_attachments(self, images: Iterable[Image]) -> Callable[[], dict[Reference, tuple[Attached, ...]]]:
         """Begin to look for what is attached to images, beside other work; return what gives the answers, by reference.
 
         What cannot be known is noted, and is not an error.
         """
-        pulled = [each for each in images if not each.layout and not each.parsed.is_local]
+        pulled = [each for each in images if not each.layout and not each.reference.is_local]
         asked = {
-            each.reference: self._threads.submit(attachments.find, self._repository(each.parsed), each)
+            each.reference: self._threads.submit(attachments.find, self._repository(each.reference), each)
             for each in pulled
         }
         return lambda: attachments.collect(asked, self._note)
 
     def source(self, image: Image) -> Source:
         """Return where the content of an image comes from."""
-        return self._repository(image.parsed)
+        return self._repository(image.reference)
 
     def _repository(self, reference: Reference) -> _Repository:
         if reference.is_local:

@@ -51,7 +51,7 @@ class Layout(Source, DocumentStore):
 
         Raises InputError when the folder is not a layout, NoSuchImage, BadContent.
         """
-        return resolve(self, str(reference), self._top(reference), platform, layout=str(self.path))
+        return resolve(self, reference, self._top(reference), platform, layout=str(self.path))
 
     def platforms(self, reference: Reference) -> tuple[Platform, ...]:
         """Return the platforms that a reference offers; raises as ``resolve`` does."""

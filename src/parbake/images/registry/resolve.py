@@ -14,6 +14,7 @@ import zstandard
 
 from parbake.core.errors import BadContent, NoSuchImage
 from parbake.core.model import Descriptor, Image, Layer, Platform
+from parbake.core.reference import Reference
 from parbake.images.bounds import most_inflated
 from parbake.images.registry import platforms
 from parbake.images.registry.documents import (
@@ -79,11 +80,14 @@ class _Counting:
         return self._store.submit(call)
 
 
-def resolve(store: DocumentStore, what: str, top: Document, platform: Platform, *, layout: str = "") -> Image:
-    """Return the image that ``top`` means for ``platform``; ``what`` is its reference.
+def resolve(
+    store: DocumentStore, reference: Reference, top: Document, platform: Platform, *, layout: str = ""
+) -> Image:
+    """Return the image that ``top``, to which ``reference`` points, means for ``platform``.
 
     Raises NoSuchImage (with the platforms there are), InputError for an image that cannot be baked, BadContent.
     """
+    what = str(reference)
     store = _Counting(store, what)
     wanted = platforms.acceptable(platform)
     seen: list[Platform] = []
@@ -101,7 +105,7 @@ def resolve(store: DocumentStore, what: str, top: Document, platform: Platform, 
             seen.append(actual)
             continue
         return Image(
-            reference=what,
+            reference=reference,
             platform=actual,
             target=top.descriptor,
             manifest=document.descriptor,

@@ -11,6 +11,7 @@ from parbake import __version__
 from parbake.builders import Disk
 from parbake.core.blocks import BlockList
 from parbake.core.model import Plan, Published, Verdict
+from parbake.core.reference import Reference
 from parbake.core.signing import Attached
 from parbake.core.timestamps import timestamp
 from parbake.core.workspace import cache_folder
@@ -36,7 +37,7 @@ def describe_disk(
     disk_made: Disk,
     base_path: Path | None,
     clock: Clock,
-    attached: dict[str, tuple[Attached, ...]],
+    attached: dict[Reference, tuple[Attached, ...]],
 ) -> tuple[Record, BlockList | None]:
     """Write down what was made here, of what, and how long it took.
 
@@ -82,7 +83,7 @@ def make_record(
     published: dict[str, Published] | None = None,
     verdict: Verdict | None = None,
     trace: Trace | None = None,
-    attached: dict[str, tuple[Attached, ...]] | None = None,
+    attached: dict[Reference, tuple[Attached, ...]] | None = None,
 ) -> Record:
     """Return the record of an artefact that is finished now; see ``Record`` for what its fields mean."""
     record = Record(

@@ -158,7 +158,7 @@ def _start_in_machine(finished: BakeResult, work: Path, events: Events) -> tuple
             verify.judge(finished.artefact, verdict)
         with _step("pull", events):
             pulled = compare_pull(verification, plan.images[0])
-    [baked] = [seen.start_seconds for seen in verdict.images if seen.reference == plan.images[0].reference]
+    [baked] = [seen.start_seconds for seen in verdict.images if seen.reference == str(plan.images[0].reference)]
     starts = Starts(baked=baked or 0.0, pull=pulled.pull_seconds, start=pulled.start_seconds)
     return replace(finished, record=record), starts
 

@@ -69,7 +69,7 @@ class Outcome(Frozen):
         boot = verdict.boot_seconds if verdict else None
         before = "" if self.changed else " (done before; nothing changed)"
         return (
-            ("image", image.reference),
+            ("image", str(image.reference)),
             ("image size", f"{image.size / MIB:.0f} MiB compressed, {raw / MIB:.0f} MiB unpacked"),
             ("first result", f"after {self.first_result:.0f} s, all of it after {self.seconds:.0f} s"),
             ("bake, volume", f"{self.volume.seconds:.1f} s{before}"),

@@ -47,7 +47,7 @@ def to_packer(
     signed.
     """
     loaded = load(bakefile_path)
-    unchecked = [entry.reference for entry in loaded.images if entry.signed_by]
+    unchecked = [entry.reference.written for entry in loaded.images if entry.signed_by]
     if unchecked and not pin:
         raise InputError(
             f"{unchecked[0]} must be signed, and its tag may name something else when Packer runs",
@@ -64,13 +64,13 @@ def to_packer(
 
 def references(
     bakefile_path: Path, output: Path, selector: str, trust: Sequence[Path], events: Events
-) -> tuple[str, ...]:
+) -> tuple[Reference, ...]:
     """Return the images of a record, or without a selector those that the Bakefile names.
 
     Raises VerificationFailed for a record that none of the keys in ``trust`` has signed, or that contradicts itself.
     """
     if not selector:
-        return tuple(str(entry.parsed) for entry in load(bakefile_path).images)
+        return tuple(entry.reference for entry in load(bakefile_path).images)
     hint = "name a record, or leave it out for the Bakefile"
     artefact, _ = records.locate_record(selector, output, events, hint=hint)
     record = genuine.need(artefact, trust)
@@ -80,7 +80,7 @@ def references(
 def _resolved(bakefile_path: Path, events: Events) -> list[Image]:
     with plan.open_session(bakefile_path, events) as run:
         found = plan.resolve(run)
-        missing = [name for name, image in found.items() if image is None]
+        missing = [reference.written for reference, image in found.items() if image is None]
         if missing:
             hint = "build and push them first (a bake does), or leave out --pin"
             raise InputError(f"not built yet: {', '.join(missing)}", hint=hint)
@@ -285,7 +285,7 @@ _KUBELET_HEAD = """\
 """
 
 
-def kubelet_document(references: Iterable[str], form: Form) -> dict[str, Any]:
+def kubelet_document(references: Iterable[Reference], form: Form) -> dict[str, Any]:
     """Return a KubeletConfiguration that leaves images to pods whatever happens to their registry. Pure.
 
     For nodeadm it is a NodeConfig with that. Sources: KubeletConfiguration v1beta1; KEP-2535; kubernetes
@@ -293,7 +293,7 @@ def kubelet_document(references: Iterable[str], form: Form) -> dict[str, Any]:
     digest, or ends with ``/*``; from 1.36 on the pod's name is normalised before it is compared). Seen on kubelet
     1.36.2: with the list, an image starts although a record of the kubelet's says that it must be verified.
     """
-    names = sorted({Reference.parse(each).name for each in references})
+    names = sorted({each.name for each in references})
     found: dict[str, Any] = {
         "imagePullCredentialsVerificationPolicy": "NeverVerifyAllowlistedImages",
         "preloadedImagesVerificationAllowlist": names,

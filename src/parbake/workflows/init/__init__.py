@@ -71,7 +71,7 @@ def _named(image: str) -> scaffold.InitImage:
             f"{reference} is in no registry: `localhost` without a port is for images that are built here",
             hint="run `parbake init` in the folder of its Containerfile, without --image; or name the registry's port",
         )
-    return scaffold.InitImage(reference=str(reference))
+    return scaffold.InitImage(reference)
 
 
 def _from_kubernetes(manifests: str | None, cluster: bool, context: str, events: Events) -> list[scaffold.InitImage]:
@@ -87,11 +87,11 @@ def _from_kubernetes(manifests: str | None, cluster: bool, context: str, events:
         events.warn(warning)
     entries = []
     for image in sorted(found.images, key=lambda each: not each.on_every_node):
-        if Reference.parse(image.reference).is_local:
+        if image.reference.is_local:
             events.warn(f"{image.reference} is left out: it is in no registry, and nothing says how to build it")
             continue
         entries.append(_entry(image, found.configs))
-    if unknown := [entry.reference for entry in entries if entry.fill]:
+    if unknown := [str(entry.reference) for entry in entries if entry.fill]:
         events.warn(
             f"{', '.join(unknown[:3])}{' and others' * (len(unknown) > 3)}: some variables are of a Secret or a "
             f"ConfigMap that was not read; {scaffold.FILE_NAME} names them, to be filled in before a bake"
@@ -122,7 +122,7 @@ def _with_sizes(entries: list[scaffold.InitImage], events: Events) -> list[scaff
 
         def sized(entry: scaffold.InitImage) -> scaffold.InitImage:
             try:
-                return replace(entry, size=registry.resolve(Reference.parse(entry.reference), platform).size)
+                return replace(entry, size=registry.resolve(entry.reference, platform).size)
             except ParbakeError:
                 return entry  # unknown: the bake will say why
 

@@ -93,10 +93,10 @@ def of_record(record: Record) -> Bake:
     plan = record.plan
     images = tuple(
         BakedImage(
-            image.parsed,
+            image.reference,
             image.target.digest,
             image.manifest.digest,
-            by_digest=image.also_by_digest or "@" in image.reference,
+            by_digest=image.also_by_digest or bool(image.reference.digest),
             mounted=_is_mounted(image.startup),
         )
         for image in plan.images
@@ -108,7 +108,7 @@ def of_record(record: Record) -> Bake:
         kind=plan.artefact.kind,
         images=images,
         family=next((there.family for there in published if there.family), ""),
-        sandbox=plan.sandbox.reference if plan.sandbox else "",
+        sandbox=str(plan.sandbox.reference) if plan.sandbox else "",
         size=plan.size,
         filled=record.allocated if plan.artefact.kind == "volume" else 0,
         amis=frozenset(there.image for there in published if there.image),
@@ -122,9 +122,9 @@ def of_bakefile(bakefile: Bakefile, *, name: str = "the Bakefile") -> Bake:
     """Return what a Bakefile says is to be baked."""
     images = tuple(
         BakedImage(
-            entry.parsed,
-            entry.parsed.digest,
-            by_digest=entry.also_by_digest or bool(entry.parsed.digest),
+            entry.reference,
+            entry.reference.digest,
+            by_digest=entry.also_by_digest or bool(entry.reference.digest),
             mounted=_is_mounted(entry.startup),
         )
         for entry in bakefile.images
@@ -139,7 +139,7 @@ def of_bakefile(bakefile: Bakefile, *, name: str = "the Bakefile") -> Bake:
         kind=bakefile.artefact.kind,
         images=images,
         family=family,
-        sandbox="" if bakefile.sandbox == "none" else bakefile.sandbox,
+        sandbox="" if bakefile.sandbox == "none" else str(bakefile.sandbox),
         size=bakefile.size,
     )
 

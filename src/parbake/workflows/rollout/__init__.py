@@ -316,7 +316,7 @@ def _with_mount(offered: Offer, found: Sequence[Record], config: Target) -> Offe
     volume = next((record for record in found if record.plan.artefact.kind == "volume"), None)
     if volume is None or not offered.snapshot or offered.family or not getattr(config.options, "mount", False):
         return offered
-    sandbox = volume.plan.sandbox.reference if volume.plan.sandbox else ""
+    sandbox = str(volume.plan.sandbox.reference) if volume.plan.sandbox else ""
     root = getattr(config.options, "root", "")
     uuid = filesystem_uuid(volume.key)  # of an instance of EC2's making as well, unless it is Bottlerocket's own
     return offered.model_copy(update={"mount": mount.user_data(sandbox, root, uuid=uuid)})

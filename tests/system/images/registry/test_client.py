@@ -53,7 +53,7 @@ class TestPlain:
             assert client.platforms(ref(registry.host)) == (AMD64, ARM64)
             assert client.head(ref(registry.host)) == amd.target
             assert amd.target.digest == BOTH.digest
-            assert amd.reference == f"{registry.host}/team/app:v1"
+            assert str(amd.reference) == f"{registry.host}/team/app:v1"
             assert [amd.manifest.digest, arm.manifest.digest] == [child.digest for child in BOTH.children]
             assert [entry.raw_size for entry in amd.layers] == [len(ONE), len(TWO)]
             assert [entry.raw_size for entry in arm.layers] == [len(TWO)]
@@ -207,7 +207,7 @@ class TestMirrors:
             options = {registry.host: RegistryOptions(mirrors=(f"http://{watched.host}/cache",))}
             with Registry(options, events=Events(notes.append)) as client:
                 found = client.resolve(ref(registry.host), AMD64)
-                assert found.reference == f"{registry.host}/team/app:v1"
+                assert str(found.reference) == f"{registry.host}/team/app:v1"
                 assert read_all(client, found, 1) == BOTH.children[0].layers[1].data
                 assert all(path.startswith("/v2/cache/team/app/") for _, path, _ in watched.requests)
                 assert all(f"ns={registry.host.replace(':', '%3A')}" in path for _, path, _ in watched.requests)

@@ -93,7 +93,7 @@ def test_the_image_is_the_same_on_any_machine(tmp_path: Path, architecture: str)
             "arm64": "sha256:acb9c28a2bf665c8d207cd077c5d83ab7d2660aaa88ae6cb8794aac22e24874b",
         }[architecture]
     )
-    assert image.reference == pause.REFERENCE
+    assert str(image.reference) == pause.REFERENCE
 
 
 def test_other_platforms_have_none(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def without_platform(built: Built) -> Built:
 def test_an_image_is_described(tmp_path: Path, *, docker: bool, compression: Compression) -> None:
     built = image(ONE, TWO, ONE, docker=docker, compression=compression)
     got = look(tmp_path, built)
-    assert got.reference == "reg.test/team/app:v1"
+    assert str(got.reference) == "reg.test/team/app:v1"
     assert got.layout == str(tmp_path / "layout")
     assert got.platform == AMD64
     assert got.target == got.manifest

@@ -16,6 +16,7 @@ from hypothesis import strategies as some
 from parbake.bakefile import load, scaffold
 from parbake.bakefile.sections import StartupSection
 from parbake.core.events import Events
+from parbake.core.reference import Reference
 from parbake.images.workloads import images_in
 from parbake.workflows.init import begin
 from parbake.workflows.init.startups import PodStart, expand, start_of
@@ -145,7 +146,7 @@ def test_what_helm_and_argo_run_once_is_left_out() -> None:
             ("d", job("app", "a.example/app:1", helm_sh__chart="x")),
         ]
     )
-    assert tuple(each.reference for each in found.images) == ("a.example/app:1",)
+    assert [str(each.reference) for each in found.images] == ["a.example/app:1"]
     assert [str(use) for use in found.images[0].uses] == ["Job app, c"]
     assert len(found.warnings) == 3
     assert "a: Job check is a hook (test)" in found.warnings[0]
@@ -235,7 +236,9 @@ VOLUME = shaped(
 def test_whatever_manifests_say_what_is_written_loads_and_says_the_same(container: Any, spec: Any, data: Any) -> None:
     said, pods = (each if isinstance(each, dict) else {} for each in (container, spec))
     found = start_of(_tuples(pods), _tuples(said), {"name": "a"}, {("", name): _tuples(data) for name in ("A", "B")})
-    image = scaffold.InitImage("a.example/b:1", startup=found.keys, fill=found.fill, notes=tuple(found.notes))
+    image = scaffold.InitImage(
+        Reference.parse("a.example/b:1"), startup=found.keys, fill=found.fill, notes=tuple(found.notes)
+    )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "parbake.yaml")
         path.write_text(scaffold.starter([image], today=date(2026, 11, 24)))
