@@ -4,7 +4,7 @@ from parbake.bakefile.aws import AwsSection, FastRestoreSection
 from parbake.bakefile.bases import BaseChoice
 from parbake.bakefile.file import Bakefile, advice, schema
 from parbake.bakefile.loader import COPY_ROLES, ONLY_IMAGES, load
-from parbake.bakefile.retention import RetentionSection
+from parbake.bakefile.proof import RetentionSection
 from parbake.bakefile.sections import Build, ImageEntry
 from parbake.bakefile.values import store_address
 

@@ -12,9 +12,8 @@ from pydantic import field_validator as check
 
 from parbake.bakefile.aws import AwsSection
 from parbake.bakefile.bases import BaseChoice, BaseText
-from parbake.bakefile.retention import RetentionSection
+from parbake.bakefile.proof import RetentionSection, SignSection, VerifySection
 from parbake.bakefile.sections import ArtefactText, Build, Image, RegistryText, Section, Via
-from parbake.bakefile.signing import SignSection
 from parbake.bakefile.targets import TargetText, distinct
 from parbake.bakefile.values import (
     Duration,
@@ -32,7 +31,6 @@ from parbake.bakefile.values import (
     text_schema,
     wrong,
 )
-from parbake.bakefile.verification import VerifySection
 from parbake.core.access import ReadableBy
 from parbake.core.model import Artefact, Platform
 from parbake.core.reference import DOCKER_HUB, Reference

@@ -10,10 +10,9 @@ from pydantic import ConfigDict
 from parbake.bakefile.aws import AwsSection
 from parbake.bakefile.format import Format
 from parbake.bakefile.loader import BAKEFILE
+from parbake.bakefile.proof import SignSection, VerifySection
 from parbake.bakefile.sections import Section
-from parbake.bakefile.signing import SignSection
 from parbake.bakefile.values import PublicKeyFile
-from parbake.bakefile.verification import VerifySection
 from parbake.core.errors import BakefileError, InputError
 
 _NAMES_KEYS = re.compile(rb"""^[{ \t]*["']?trust["']?[ \t]*:""", re.MULTILINE)

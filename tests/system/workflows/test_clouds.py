@@ -22,7 +22,7 @@ from parbake.core.errors import BadContent
 from parbake.core.model import GIB, MIB, Verdict
 from parbake.core.run import Deadline
 from parbake.machine import disk
-from parbake.workflows.export.vhd import check_vhd
+from parbake.workflows.export.formats import check_vhd
 from standins import cloud_tools
 from standins.command import Corner, Done
 from standins.disks import machine, node_tree, sh

@@ -27,10 +27,9 @@ from parbake.machine import disk
 from parbake.records import Record, genuine
 from parbake.records.held import held
 from parbake.workflows import plan
-from parbake.workflows.export.archive import write_archive
+from parbake.workflows.export.formats import vhd_size, write_archive, write_vhd
 from parbake.workflows.export.gke import secondary_boot_disk
 from parbake.workflows.export.scripts import azure_script, gcp_script, gke_script, resource_name
-from parbake.workflows.export.vhd import vhd_size, write_vhd
 
 # The root volumes of EKS's AMIs; which one it will be, only AWS knows.
 _NODE_BASE = Base(kind="ami", size=20 * GIB)
