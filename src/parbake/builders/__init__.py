@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from parbake.core.blocks import BlockList
     from parbake.core.events import Events
     from parbake.core.model import Image, Plan, Published, Verdict
-    from parbake.core.sources import Source
+    from parbake.core.sources import LayerSource
     from parbake.machine.disk import Memory
 
 
@@ -53,7 +53,7 @@ class Ingredients:
     """
 
     base: Path | None
-    source: Callable[[Image], Source]
+    source: Callable[[Image], LayerSource]
     work: Path
     events: Events
     close_connections: Callable[[], None] = lambda: None

@@ -23,7 +23,7 @@ from typing import ClassVar
 from parbake.builders import Ingredients
 from parbake.core.errors import ParbakeError
 from parbake.core.model import Descriptor, Plan
-from parbake.core.sources import Readable, Source
+from parbake.core.sources import LayerSource, Readable
 
 _PIECE = 1 << 20
 _PLACE = re.compile(r"/v2/.+/(?:manifests|blobs)/(sha256:[0-9a-f]{64})")
@@ -36,7 +36,7 @@ _FROM = re.compile(r"bytes=([0-9]+)-")
 class _Item:
     """One thing that is served: a document, read whole and verified, or a layer, which the machine verifies."""
 
-    source: Source
+    source: LayerSource
     descriptor: Descriptor
     is_document: bool = False
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 from parbake.containerd.bolt import Bucket, database
 from parbake.containerd.labels import KUBERNETES, OVERLAY, merge_labels, snapshot_labels
 from parbake.core.errors import BadContent
-from parbake.core.filetree import FileNode, Store
+from parbake.core.filetree import DataStore, FileNode
 
 if TYPE_CHECKING:
     from parbake.core.model import Descriptor
@@ -132,7 +132,7 @@ class OfflineStore:
         self,
         snapshots: Sequence[CommittedSnapshot],
         holder: Callable[[str, FileNode, FileNode], FileNode],
-        store: Store,
+        store: DataStore,
     ) -> FileNode:
         """Return containerd's root folder; the data of its files go to ``store``.
 
@@ -245,12 +245,12 @@ def _folder(mode: int, children: Mapping[bytes, FileNode] | None = None) -> File
     return node
 
 
-def _file(pieces: Iterable[memoryview], size: int, mode: int, store: Store) -> FileNode:
+def _file(pieces: Iterable[memoryview], size: int, mode: int, store: DataStore) -> FileNode:
     node = FileNode(S_IFREG | mode, modified=MOMENT * 10**9)
     node.size = size
     node.extents = store.put(pieces)
     return node
 
 
-def _whole(data: bytes, mode: int, store: Store) -> FileNode:
+def _whole(data: bytes, mode: int, store: DataStore) -> FileNode:
     return _file([memoryview(data)], len(data), mode, store)

@@ -78,7 +78,7 @@ class FileNode:
         return stat.S_ISREG(self.mode)
 
 
-class Store(Protocol):
+class DataStore(Protocol):
     """Takes data of files as they arrive."""
 
     def put(self, pieces: Iterable[memoryview]) -> Extents:

@@ -18,7 +18,7 @@ class Readable(Protocol):
         ...
 
 
-class Source(Protocol):
+class LayerSource(Protocol):
     """Where the content of one image comes from: a registry's repository, or an OCI layout on disk."""
 
     def read(self, descriptor: Descriptor) -> bytes:

@@ -27,7 +27,7 @@ from typing import Final, Self, override
 from parbake.core.errors import BadContent, CacheDamaged, DeadlineExceeded, EnvironmentProblem, LayerError
 from parbake.core.events import Events
 from parbake.core.model import GIB, Descriptor, Image
-from parbake.core.sources import Readable, Source
+from parbake.core.sources import LayerSource, Readable
 from parbake.core.units import size_of
 from parbake.core.workspace import WORK, lock, part_of, remove_leftovers, work_folder
 
@@ -42,7 +42,7 @@ _SHARE, _GRACE = 0.02, 0.1
 # Layers grow when they are unpacked, and the artefact often lies on the same disk: this many times what travels.
 _GROWTH = 4
 
-type Sources = Callable[[Image], Source]
+type Sources = Callable[[Image], LayerSource]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ class CachingSources:
         with suppress(OSError, DeadlineExceeded):
             remove_leftovers(folder)
 
-    def __call__(self, image: Image) -> Source:
+    def __call__(self, image: Image) -> LayerSource:
         """Return where the content of an image comes from; what lies on this machine anyway is not cached."""
         source = self._sources(image)
         travels = sum(layer.size for layer in image.layers)
@@ -185,10 +185,10 @@ class CachingSources:
         self._events.note(f"layer {descriptor.digest[:19]} is not cached: {why}")
 
 
-class _CachedSource(Source):
-    """A source (``sources.Source``) in front of which the cache lies."""
+class _CachedSource(LayerSource):
+    """A source (``sources.LayerSource``) in front of which the cache lies."""
 
-    def __init__(self, source: Source, cache: CachingSources, travels: int) -> None:
+    def __init__(self, source: LayerSource, cache: CachingSources, travels: int) -> None:
         self._source, self._cache, self._travels = source, cache, travels
 
     @override

@@ -102,7 +102,7 @@ class FoundImage:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundImages:
     """The images that manifests use, sorted by reference, and what to know before baking them."""
 
     images: tuple[FoundImage, ...]
@@ -167,7 +167,7 @@ class _Search:
         self.problems.append(f"{place}: a template ({{{{ … }}}}), not a manifest")
 
 
-def images_in(documents: Iterable[tuple[str, str]]) -> Found:
+def images_in(documents: Iterable[tuple[str, str]]) -> FoundImages:
     """Find the images in manifests; documents that are not Kubernetes objects are passed over.
 
     Raises InputError that names file and line where a text is not YAML or JSON, is an unrendered template, or names an
@@ -190,7 +190,7 @@ def images_in(documents: Iterable[tuple[str, str]]) -> Found:
         hint = _RENDER if search.template else "correct the manifests, or leave them out"
         raise InputError(f"the manifests have {len(search.problems)} problem(s)\n{listed}", hint=hint)
     images = tuple(search.found(name) for name in sorted(search.uses, key=str))
-    return Found(images, tuple(map(word, (*search.warnings, *_advice(images, search)))), config_maps(every))
+    return FoundImages(images, tuple(map(word, (*search.warnings, *_advice(images, search)))), config_maps(every))
 
 
 @dataclass(frozen=True, slots=True)

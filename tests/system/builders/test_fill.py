@@ -16,7 +16,7 @@ from parbake.containerd.labels import PINNED
 from parbake.core.errors import BadContent, LayerError, Unreachable
 from parbake.core.events import Event, Events
 from parbake.core.model import Descriptor, Plan
-from parbake.core.sources import Readable, Source
+from parbake.core.sources import LayerSource, Readable
 from standins import containerd_support as support
 from standins.images import Built, image, index, layer
 from standins.store import Memory, ctr, image_of, plan_of, pull_by_ctr, snapshot_folders
@@ -58,7 +58,9 @@ def work(tmp_path: Path) -> Path:
     return folder
 
 
-def put(plan: Plan, store: Client, source: Source, work: Path, tell: Callable[[Event], None] = lambda _: None) -> None:
+def put(
+    plan: Plan, store: Client, source: LayerSource, work: Path, tell: Callable[[Event], None] = lambda _: None
+) -> None:
     """Fill a containerd's store, with the lease that a bake takes."""
     with held(store, plan.key) as client:
         fill(plan, client, lambda _: source, events=Events(tell), destination=MountedStore(client, work))

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from parbake.coldstart.rehearsal import machine
-from parbake.coldstart.rehearsal.machine import Starts, Window, parts_of, start_all
+from parbake.coldstart.rehearsal.machine import TracedStarts, TraceWindow, parts_of, start_all
 from parbake.coldstart.trace import Read
 from parbake.core.errors import MachineError
 from parbake.core.events import Events
@@ -60,7 +60,7 @@ def volume(tmp_path: Path) -> Path:
     return path
 
 
-def started(played: Played) -> Starts:
+def started(played: Played) -> TracedStarts:
     wanted = plan(images=(image(APP), image(OTHER)))
     return start_all(cast("Verification", played), wanted)
 
@@ -100,8 +100,8 @@ READS = [GuestRead(at, sector, 8) for at, sector in ((9.5, 0), (10.0, 16), (10.5
 
 
 def test_a_part_has_what_was_read_in_its_time_of_its_file_system() -> None:
-    windows = [Window("boot", "boot", 0.0, 10.0, 9.0), Window(APP, "image", 10.0, 12.0, 1.0, {"start": 1.0})]
-    parts, skipped = parts_of(Starts(windows, {OTHER: "odd"}), READS, math.inf, 10, 990)
+    windows = [TraceWindow("boot", "boot", 0.0, 10.0, 9.0), TraceWindow(APP, "image", 10.0, 12.0, 1.0, {"start": 1.0})]
+    parts, skipped = parts_of(TracedStarts(windows, {OTHER: "odd"}), READS, math.inf, 10, 990)
     assert [part.kind for part in parts] == ["boot", "image"]
     assert parts[0].reads == (), "what lies before the file system"
     assert parts[1].reads == (Read(0, 6, 8), Read(500, 986, 4)), "no further than its end"
@@ -109,13 +109,13 @@ def test_a_part_has_what_was_read_in_its_time_of_its_file_system() -> None:
 
 
 def test_who_reads_without_end_is_skipped_and_not_cut_short() -> None:
-    windows = [Window(APP, "image", 9.0, 10.2, 1.0), Window(OTHER, "image", 10.3, 13.0, 1.0)]
-    parts, skipped = parts_of(Starts(windows, {}), READS, 11.0, 0, 4096)
+    windows = [TraceWindow(APP, "image", 9.0, 10.2, 1.0), TraceWindow(OTHER, "image", 10.3, 13.0, 1.0)]
+    parts, skipped = parts_of(TracedStarts(windows, {}), READS, 11.0, 0, 4096)
     assert [part.name for part in parts] == [APP]
     assert skipped == {OTHER: "it read more often than a trace can hold"}
 
 
 def test_a_clock_that_was_set_back_is_no_error() -> None:
     reads = [GuestRead(50.0, 0, 8), GuestRead(20.0, 8, 8)]
-    [boot], _ = parts_of(Starts([Window("boot", "boot", 0.0, 60.0, 9.0)], {}), reads, math.inf, 0, 4096)
+    [boot], _ = parts_of(TracedStarts([TraceWindow("boot", "boot", 0.0, 60.0, 9.0)], {}), reads, math.inf, 0, 4096)
     assert [read.ms for read in boot.reads] == [0, 0]

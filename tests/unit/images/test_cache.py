@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from parbake.core.errors import BadContent, CacheDamaged, InputError, LayerBomb
 from parbake.core.events import Event, Events
 from parbake.core.model import Descriptor, Image, Layer, Platform
-from parbake.core.sources import Readable, Source
+from parbake.core.sources import LayerSource, Readable
 from parbake.core.units import size_of
 from parbake.core.workspace import WORK
 from parbake.images import cache as layer_cache
@@ -72,7 +72,7 @@ def image(layout: str = "") -> Image:
     )  # fmt: skip
 
 
-def read(source: Source, digest: str, *, offset: int = 0, size: int = 100_000) -> bytes:
+def read(source: LayerSource, digest: str, *, offset: int = 0, size: int = 100_000) -> bytes:
     out = bytearray()
     buffer = memoryview(bytearray(size))
     with source.open(descriptor(digest), offset=offset) as stream:

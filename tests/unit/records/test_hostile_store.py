@@ -21,7 +21,7 @@ from parbake.fleet import audit, quarantine
 from parbake.records.store import Need, held, identity_of, leases, needed, note, trail
 from parbake.records.store.folder import FolderStore
 from parbake.records.store.leases import Lease, LeaseClaim, StoreNotes
-from parbake.records.store.port import MOST, Listed, Store, StoredObject, TooLarge
+from parbake.records.store.port import MOST, ListedObject, Store, StoredObject, TooLarge
 from parbake.records.store.shared import Shared
 from standins.odd import odd_bytes, with_something_odd
 from standins.shared_bakes import Machine, content
@@ -92,7 +92,7 @@ def test_no_link_in_a_folder_store_leads_anywhere(place: str, tmp_path: Path) ->
         assert not isinstance(said, StoredObject) or said.content != b"outside's"
         behind = outside / place
         if isinstance(said, list) and behind.is_dir():
-            assert not any(isinstance(each, Listed) and each.name.startswith(f"{place}/") for each in said)
+            assert not any(isinstance(each, ListedObject) and each.name.startswith(f"{place}/") for each in said)
 
 
 def test_a_link_in_a_folder_store_is_named(tmp_path: Path) -> None:
@@ -177,10 +177,10 @@ class Lying(Store):
         self.objects[name] = content
         return True
 
-    def list(self, prefix: str) -> Iterator[Listed]:
+    def list(self, prefix: str) -> Iterator[ListedObject]:
         for name, data in list(self.objects.items()):
             if name.startswith(prefix):
-                yield Listed(name, len(data), datetime.now(UTC))
+                yield ListedObject(name, len(data), datetime.now(UTC))
 
     def remove(self, name: str) -> None:
         self.objects.pop(name, None)

@@ -2,9 +2,22 @@
 
 from parbake.aws.costs.advise import Advice, Remedy, Situation, advise, estimate
 from parbake.aws.costs.prices import Prices, load_prices
-from parbake.aws.costs.rates import DRIVES, MB, SPEEDS, Drive, Pull, Speeds, known_pulls, own_pull
+from parbake.aws.costs.rates import DRIVES, MB, SPEEDS, Pull, Speeds, VolumeKind, known_pulls, own_pull
 
 __all__ = [
-    "DRIVES", "MB", "SPEEDS", "Advice", "Drive", "Prices", "Pull", "Remedy", "Situation", "Speeds", "advise",
-    "estimate", "known_pulls", "load_prices", "own_pull",
+    "DRIVES",
+    "MB",
+    "SPEEDS",
+    "Advice",
+    "Prices",
+    "Pull",
+    "Remedy",
+    "Situation",
+    "Speeds",
+    "VolumeKind",
+    "advise",
+    "estimate",
+    "known_pulls",
+    "load_prices",
+    "own_pull",
 ]  # fmt: skip

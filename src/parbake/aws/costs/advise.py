@@ -3,7 +3,7 @@
 The model, which ``bench/ebs-check`` verifies on a real volume: a first touch of a block of 512 KiB takes ``latency``;
 an application that starts touches about one block at a time; a reader with many requests in flight is limited by
 ``cold_rate``; what happens before the runtime starts (``boot``) hides what is done meanwhile. What is loaded is read
-once more, one read after the other, unless it is in memory by then (``Drive``). Facts of AWS: the credits of fast
+once more, one read after the other, unless it is in memory by then (``VolumeKind``). Facts of AWS: the credits of fast
 snapshot restore (``restore_credits``); the initialization rate is at most 300 MiB/s (Amazon EBS user guide).
 """
 
@@ -16,7 +16,7 @@ from typing import Literal
 from pydantic import Field
 
 from parbake.aws.costs.prices import Prices
-from parbake.aws.costs.rates import DRIVES, RAISED, Drive, Pull, PullName, Speeds, known_pulls
+from parbake.aws.costs.rates import DRIVES, RAISED, Pull, PullName, Speeds, VolumeKind, known_pulls
 from parbake.aws.costs.restore_credits import bucket, refill
 from parbake.core.model import GIB, MIB, Frozen
 
@@ -156,7 +156,7 @@ class _Times:
     remembered: float
 
 
-def _times(at: Situation, speeds: Speeds, drive: Drive) -> _Times:
+def _times(at: Situation, speeds: Speeds, drive: VolumeKind) -> _Times:
     lazily = at.hot / at.block * speeds.latency
     touched = max(at.hot / MIB / speeds.cold_rate, lazily / _IN_FLIGHT)
     read = min(at.read, at.hot) / MIB / drive.throughput

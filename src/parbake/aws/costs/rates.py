@@ -25,7 +25,7 @@ class Speeds(Frozen):
 SPEEDS = {"mild": Speeds(), "harsh": Speeds(latency=0.035, cold_rate=40.0)}
 
 
-class Drive(Frozen):
+class VolumeKind(Frozen):
     """How a volume answers reads of what is loaded: seconds of each, operations a second, MiB/s.
 
     Operations and throughput are what AWS sells (Amazon EBS user guide, "Amazon EBS volume types"), the latencies those
@@ -39,9 +39,9 @@ class Drive(Frozen):
 
 RAISED = "gp3-raised"
 DRIVES = {
-    "gp3": Drive(),
-    RAISED: Drive(operations=16_000, throughput=1_000.0),
-    "io2": Drive(latency=0.0003, operations=16_000, throughput=1_000.0),
+    "gp3": VolumeKind(),
+    RAISED: VolumeKind(operations=16_000, throughput=1_000.0),
+    "io2": VolumeKind(latency=0.0003, operations=16_000, throughput=1_000.0),
 }
 
 

@@ -25,7 +25,7 @@ from parbake.containerd.labels import (
 )
 from parbake.core.errors import BadContent, CacheDamaged, DiskFull, LayerTooLarge
 from parbake.core.model import Descriptor, Image, Layer, Plan
-from parbake.core.sources import Source
+from parbake.core.sources import LayerSource
 from parbake.images.layers import Allowance, Unpacked
 from parbake.images.registry.documents import DEEPEST, INDEXES, MOST_DOCUMENTS, Index, load, read_document
 from parbake.images.registry.strictjson import DOCUMENT
@@ -41,7 +41,7 @@ _LAYER_LABEL: Final = "containerd.io/gc.ref.content.l."
 def fill(
     plan: Plan,
     store: ImageStore,
-    sources: Callable[[Image], Source],
+    sources: Callable[[Image], LayerSource],
     *,
     destination: LayerDestination,
     events: Events,
@@ -66,7 +66,7 @@ class _Filling:
         self,
         plan: Plan,
         store: ImageStore,
-        sources: Callable[[Image], Source],
+        sources: Callable[[Image], LayerSource],
         destination: LayerDestination,
         events: Events,
         close_connections: Callable[[], None],
@@ -145,7 +145,7 @@ class _Filling:
             labels |= snapshot_reference(image.layers[-1].chain_id)
         self._write(image.config, self._read(image.config, source), labels)
 
-    def _read(self, descriptor: Descriptor, source: Source) -> bytes:
+    def _read(self, descriptor: Descriptor, source: LayerSource) -> bytes:
         """Return a document from the store when it is there: filling again asks no registry."""
         if self._store.content.exists(descriptor.digest):
             return self._store.content.read(descriptor.digest)

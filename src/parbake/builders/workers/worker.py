@@ -30,7 +30,7 @@ _TOLD: Final = 4 << 20
 """Bytes of a tar after which the others hear of them: together they have an allowance."""
 
 
-class Layer(NamedTuple):
+class ComingLayer(NamedTuple):
     """What is known of a layer before it comes (``layers.engine.ExpectedLayer``)."""
 
     digest: str
@@ -86,7 +86,7 @@ class Worker:
             writer = LayerWriter(superblock, stream, blocks, inodes, hashes)
             sink = TreeSink("the volume", writer)
             unpacked = unpack(
-                _Arriving(self._slots, self._data, self._wire), Layer(*job["layer"]), sink,
+                _Arriving(self._slots, self._data, self._wire), ComingLayer(*job["layer"]), sink,
                 bound=job["bound"], progress=lambda _: None, allowance=told,
             )  # fmt: skip
             told.rest()

@@ -47,7 +47,7 @@ _TOO_MUCH: Final = "it read more often than a trace can hold"
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class TraceWindow:
     """A part of a trace whose reads are to be found: when it began and ended, in seconds since the epoch."""
 
     name: str
@@ -59,10 +59,10 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
-class Starts:
+class TracedStarts:
     """What was started in a machine, what was not and why, and how a volume's disk was marked (``mark``)."""
 
-    windows: list[Window]
+    windows: list[TraceWindow]
     skipped: dict[str, str]
     marks: tuple[int, ...] = ()
 
@@ -85,15 +85,15 @@ def rehearse_machine(image: Path, plan: Plan, events: Events, work: Path, base: 
     return trace_of(image, plan, log, started, work)
 
 
-def start_all(verification: Verification, plan: Plan) -> Starts:
+def start_all(verification: Verification, plan: Plan) -> TracedStarts:
     """Start the images of a plan in a machine that was booted for it, each with cold caches."""
     node, events = verification.node, verification.events
     if node.is_docker:
         raise EnvironmentProblem("a node that runs Docker is not rehearsed", hint="bake without --rehearse")
     if verification.kind == "volume":
-        found = Starts([], {}, mark(node, verification.artefact))
+        found = TracedStarts([], {}, mark(node, verification.artefact))
     else:
-        found = Starts([Window("boot", "boot", 0.0, time.time(), round(node.boot_seconds, 3))], {})
+        found = TracedStarts([TraceWindow("boot", "boot", 0.0, time.time(), round(node.boot_seconds, 3))], {})
     verification.provide_sandbox()
     for image in starting(plan):
         with events.stage(f"rehearse {image.reference}", f"Rehearse {image.reference} with cold caches"):
@@ -104,7 +104,7 @@ def start_all(verification: Verification, plan: Plan) -> Starts:
     return found
 
 
-def _start(verification: Verification, plan: Plan, image: Image) -> Window:
+def _start(verification: Verification, plan: Plan, image: Image) -> TraceWindow:
     node, stages = verification.node, dict[str, float]()
     try:
         if verification.kind == "volume":
@@ -120,10 +120,10 @@ def _start(verification: Verification, plan: Plan, image: Image) -> Window:
     except (MachineError, ContainerdError, DeadlineExceeded) as error:
         raise NotStarted(error.message) from error
     stages = stages_of(stages, started)
-    return Window(str(image.reference), "image", begun, time.time(), round(sum(stages.values()), 3), stages)
+    return TraceWindow(str(image.reference), "image", begun, time.time(), round(sum(stages.values()), 3), stages)
 
 
-def trace_of(image: Path, plan: Plan, log: Path, starts: Starts, work: Path) -> Trace:
+def trace_of(image: Path, plan: Plan, log: Path, starts: TracedStarts, work: Path) -> Trace:
     """Put what QEMU logged onto the file system that is traced, and into the part in whose time it was read.
 
     Raises EnvironmentProblem where nothing was logged of the disk.
@@ -167,7 +167,7 @@ def _traced(image: Path, plan: Plan, work: Path) -> Iterator[tuple[Path, int, in
 
 
 def parts_of(
-    starts: Starts, reads: Sequence[GuestRead], until: float, start: int, size: int
+    starts: TracedStarts, reads: Sequence[GuestRead], until: float, start: int, size: int
 ) -> tuple[tuple[Part, ...], dict[str, str]]:
     """Return the parts of a trace, and what is not in it with the reason; see ``_part``. Pure.
 
@@ -177,7 +177,7 @@ def parts_of(
     return parts, starts.skipped | {window.name: _TOO_MUCH for window in starts.windows if window.ended >= until}
 
 
-def _part(window: Window, reads: Sequence[GuestRead], start: int, size: int) -> Part:
+def _part(window: TraceWindow, reads: Sequence[GuestRead], start: int, size: int) -> Part:
     """Return what was read in a window of the sectors from ``start``, ``size`` of them. Pure."""
     origin, end = reads[0].at if window.kind == "boot" else window.begun, start + size
     return Part(

@@ -12,9 +12,9 @@ from __future__ import annotations
 from parbake.core.errors import CommandFailed, DeadlineExceeded, EnvironmentProblem
 from parbake.images.build.common import BuildPlace, BuildTool, Request, last_line
 from parbake.images.build.containers import Containers, open_store
-from parbake.images.build.docker import Docker
+from parbake.images.build.docker import DockerTool
 
-__all__ = ["STORES", "BuildPlace", "BuildTool", "Containers", "Docker", "Request", "choose"]
+__all__ = ["STORES", "BuildPlace", "BuildTool", "Containers", "DockerTool", "Request", "choose"]
 
 STORES = ("buildah", "podman")
 """Folders of the cache that hold the stores of the tools of these names."""
@@ -43,7 +43,7 @@ def _ready_buildah(place: BuildPlace) -> BuildTool:
 
 
 def _ready_docker(place: BuildPlace) -> BuildTool:
-    tool = Docker(place)
+    tool = DockerTool(place)
     tool.ready()
     return tool
 

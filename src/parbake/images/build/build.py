@@ -33,7 +33,7 @@ from parbake.images.registry.documents import load
 from parbake.images.registry.ecr import ensure_repository
 from parbake.images.registry.strictjson import CONFIG
 
-__all__ = ["LABEL", "BuildSpec", "Built", "build", "build_key", "clear", "existing", "local_layout"]
+__all__ = ["LABEL", "BuildSpec", "BuiltImage", "build", "build_key", "clear", "existing", "local_layout"]
 
 LABEL = "dev.parbake.build"
 """Label of the image's config whose value is the digest of the build's inputs."""
@@ -44,7 +44,7 @@ _FOLDER = "images"
 _KEPT_LAYOUTS = 2
 
 
-class Built(Frozen):
+class BuiltImage(Frozen):
     """An image that is where its reference says.
 
     ``key`` is the digest of the build's inputs, ``builder`` the program that built it, empty when it was ``reused``.
@@ -87,7 +87,7 @@ def build(
     cache: Path,
     force: bool = False,
     role: Role | None = None,
-) -> Built:
+) -> BuiltImage:
     """Make sure that the reference names an image built from this context, and return it.
 
     ``work`` is a folder of this run, ``cache`` keeps the builder's store and the layouts of ``localhost/`` images;
@@ -108,9 +108,9 @@ def build(
     direct = {host: option.model_copy(update={"mirrors": ()}) for host, option in options.items()}
     with Registry(direct, events=events, role=role) as registry:
 
-        def reuse() -> Built | None:
+        def reuse() -> BuiltImage | None:
             image = None if force else existing(reference, platform, key, registry=registry, cache=cache)
-            return None if image is None else Built(image=image, key=key, reused=True)
+            return None if image is None else BuiltImage(image=image, key=key, reused=True)
 
         if (built := reuse()) is not None:
             events.note(f"{reference}: context and arguments are unchanged, not built again")
@@ -131,7 +131,7 @@ def build(
                     image = _deliver(tool, tag, reference, platform, key, registry=registry, cache=cache)
             finally:
                 remove_tree(folder)  # it may hold credentials
-    return Built(image=image, key=key, builder=tool.name)
+    return BuiltImage(image=image, key=key, builder=tool.name)
 
 
 def _make_repository(

@@ -29,7 +29,7 @@ CAUTION = (
 _DIGEST = re.compile(r"digest: (sha256:[0-9a-f]{64})")
 
 
-class Docker(BuildTool):
+class DockerTool(BuildTool):
     """docker buildx, with the daemon's own store and credentials."""
 
     name = "docker buildx"

@@ -21,7 +21,7 @@ from parbake.images.bounds import most_inflated
 from parbake.images.layers import inflate
 from parbake.images.layers.archive import Archive, Chunks
 from parbake.images.layers.paths import Implied, shown
-from parbake.images.layers.ring import Failure, Ring, Stopped, memory
+from parbake.images.layers.ring import FirstFailure, Ring, Stopped, memory
 
 if TYPE_CHECKING:
     from parbake.core.sources import Progress, Readable
@@ -164,7 +164,7 @@ class _Unpacking:
 
     def _in_threads(self, compressed: _Compressed) -> None:
         received, raw = Ring(compressed.buffers()), Ring(memory(_RAW_SLOTS, _RAW_SIZE), consumers=2)
-        failure = Failure(received, raw)
+        failure = FirstFailure(received, raw)
         tar = self._tar(_Feed(received.reader()))
         works = {
             "inflate": partial(raw.pump, tar.readinto),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from parbake.core.errors import DiskFull, LayerError
 from parbake.images.layers.acls import ACCESS, DEFAULT
-from parbake.images.layers.paths import FOLDER, Implied, Made, OpenFolders, check_group, hands_down, join
+from parbake.images.layers.paths import FOLDER, Implied, MadeFolders, OpenFolders, check_group, hands_down, join
 
 if TYPE_CHECKING:
     from parbake.images.layers.engine import Unpacked
@@ -37,7 +37,7 @@ def complete_folder(target: Path, unpacked: Unpacked, lowers: Sequence[Path]) ->
         with ExitStack() as stack:
             upper = stack.enter_context(_opened(target))
             below = [stack.enter_context(_opened(lower)) for lower in lowers]
-            made = Made()
+            made = MadeFolders()
             for path, known in unpacked.implied:
                 upper.trim()
                 source = _topmost(path, below)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from parbake.images.layers.acls import DEFAULT, with_mode
-from parbake.images.layers.paths import Implied, Made, check_group, hands_down
+from parbake.images.layers.paths import Implied, MadeFolders, check_group, hands_down
 from parbake.images.layers.tree_writer import TreeFolders
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def complete_tree(tree: TreeBuilder, lowers: Sequence[FileNode]) -> None:
     Effect as that of ``finish_folder.complete_folder``. Raises LayerError.
     """
     below = [TreeFolders(lower) for lower in lowers]
-    made = Made()
+    made = MadeFolders()
     for path, known in tree.implied.items():
         source = _topmost(path, below)
         group = made.add(path, known, None if source is None else (source.mode, source.gid))

@@ -119,7 +119,7 @@ def check_group(path: bytes, known: Implied, mode: int, group: int) -> None:
         )
 
 
-class Made:
+class MadeFolders:
     """Groups of implied folders: a folder with the set-group-ID bit hands its group down to those made in it."""
 
     def __init__(self) -> None:

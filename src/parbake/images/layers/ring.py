@@ -97,7 +97,7 @@ class Ring:
             queue.put(-1)
 
 
-class Failure:
+class FirstFailure:
     """Keeps the first error of several threads and stops their rings."""
 
     def __init__(self, *rings: Ring) -> None:

@@ -13,7 +13,7 @@ from parbake.images.layers.paths import FOLDER, Implied
 from parbake.images.layers.tree_writer import TreeBuilder
 
 if TYPE_CHECKING:
-    from parbake.core.filetree import Store
+    from parbake.core.filetree import DataStore
     from parbake.images.layers.archive import Archive, TakesFile
     from parbake.images.layers.headers import TarEntry
 
@@ -81,7 +81,7 @@ class FolderSink:
 class TreeSink:
     """A tree of nodes, and a store for files' data; ``tree`` is there once the layer was unpacked."""
 
-    def __init__(self, name: str, store: Store) -> None:
+    def __init__(self, name: str, store: DataStore) -> None:
         self.name, self._store = name, store
         self.tree: TreeBuilder
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, MutableMapping
 from typing import Final
 
 from parbake.core.errors import LayerError, LayerTooLarge
-from parbake.core.filetree import Extents, FileNode, Store
+from parbake.core.filetree import DataStore, Extents, FileNode
 from parbake.images.layers.acls import ACCESS, DEFAULT, inherited, with_acl, with_mode
 from parbake.images.layers.archive import Archive
 from parbake.images.layers.folder_writer import (
@@ -85,7 +85,7 @@ class TreeFolders(Resolver[TreeFolder]):
 class TreeBuilder(TreeFolders):
     """The tree of one layer while its entries come. ``finish`` at the end; then ``root`` is what is to be written."""
 
-    def __init__(self, store: Store, archive: Archive, *, overlay: bool, bound: int) -> None:
+    def __init__(self, store: DataStore, archive: Archive, *, overlay: bool, bound: int) -> None:
         """``overlay`` and ``bound`` as in ``folder_writer.Tree``."""
         super().__init__(FileNode(stat.S_IFDIR | 0o755))
         self.unused: list[Extents] = []

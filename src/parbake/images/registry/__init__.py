@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from parbake.core.model import Image
-from parbake.core.sources import Source
+from parbake.core.sources import LayerSource
 from parbake.images.registry.client import Registry
 from parbake.images.registry.layout import Layout
 from parbake.images.registry.retry import Patience
@@ -11,6 +11,6 @@ from parbake.images.registry.retry import Patience
 __all__ = ["Layout", "Patience", "Registry", "open_source"]
 
 
-def open_source(registry: Registry, image: Image) -> Source:
+def open_source(registry: Registry, image: Image) -> LayerSource:
     """Return where the content of an image comes from: the layout that it names, else its registry."""
     return Layout(Path(image.layout)).source(image) if image.layout else registry.source(image)

@@ -27,7 +27,7 @@ _AUTHORITY_ENDS = re.compile(r"[/?#]")
 _SHOWN = 100
 
 
-class Zone(IntEnum):
+class AddressZone(IntEnum):
     """How near an address lies, the nearest first."""
 
     LOOPBACK = 0
@@ -97,23 +97,23 @@ def is_loopback(host: str) -> bool:
     return False
 
 
-def zone_of(address: str) -> Zone:
+def zone_of(address: str) -> AddressZone:
     """Return how near an IP address lies, as the system writes it (an IPv6 address may have a zone)."""
     found = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(found, ipaddress.IPv6Address):
         found = found.ipv4_mapped or found
     if found.is_loopback or found.is_unspecified:
-        return Zone.LOOPBACK
+        return AddressZone.LOOPBACK
     if found.is_link_local:
-        return Zone.LINK_LOCAL
-    return Zone.PUBLIC if found.is_global else Zone.PRIVATE
+        return AddressZone.LINK_LOCAL
+    return AddressZone.PUBLIC if found.is_global else AddressZone.PRIVATE
 
 
-def zone_of_literal(host: str) -> Zone | None:
+def zone_of_literal(host: str) -> AddressZone | None:
     """Return how near a host lies that is named by its address, in any spelling that systems take; None for a name."""
     name = host.strip("[]")
     if name == "localhost" or name.endswith(".localhost"):
-        return Zone.LOOPBACK
+        return AddressZone.LOOPBACK
     with suppress(OSError):
         return zone_of(socket.inet_ntoa(socket.inet_aton(name)))  # also 127.1, 0x7f.1, 2130706433
     with suppress(ValueError):

@@ -21,7 +21,7 @@ from parbake.core.errors import BadContent, NoSuchImage, ParbakeError, Verificat
 from parbake.core.model import MIB, Descriptor, Image
 from parbake.core.reference import Reference
 from parbake.core.signing import Attached, NotSigned, PublicKey, opened
-from parbake.images.registry.documents import Document, Index, IndexEntry, Manifest
+from parbake.images.registry.documents import FetchedDocument, Index, IndexEntry, Manifest
 
 _TAGS = {".sig": "signature", ".att": "attestation", ".sbom": "sbom"}
 _SIMPLE_SIGNING = "application/vnd.dev.cosign.simplesigning.v1+json"
@@ -39,7 +39,7 @@ _MOST = 100  # whoever may push can attach without end
 class ReferrerStore(Protocol):
     """A repository."""
 
-    def maybe(self, name: str) -> Document | None:
+    def maybe(self, name: str) -> FetchedDocument | None:
         """Return the document of a tag or digest; None where there is none."""
         ...
 
@@ -136,13 +136,13 @@ def _kind(store: ReferrerStore, entry: IndexEntry) -> str:
     return _artifact_type(document) if document else "referrer"
 
 
-def _artifact_type(document: Document) -> str:
+def _artifact_type(document: FetchedDocument) -> str:
     """Return what a manifest says to be; without an artifact type, its config's media type says it."""
     config = document.content.config.media_type if isinstance(document.content, Manifest) else ""
     return str(json.loads(document.body).get("artifactType") or config or "referrer")
 
 
-def _signatures(store: ReferrerStore, digest: str, reasons: list[str]) -> Iterator[tuple[Document, str]]:
+def _signatures(store: ReferrerStore, digest: str, reasons: list[str]) -> Iterator[tuple[FetchedDocument, str]]:
     """Yield the manifests that hold signatures, perhaps of a digest, and of what kind each is."""
     names = [_tag(digest) + ".sig"]
     listed = store.referrers(digest)

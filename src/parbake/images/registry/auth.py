@@ -20,7 +20,7 @@ from parbake.core.errors import Denied, EnvironmentProblem, RegistryError
 from parbake.core.model import RegistryOptions
 from parbake.core.reference import DOCKER_HUB
 from parbake.core.roles import Role
-from parbake.images.registry.addresses import Zone, is_loopback, join
+from parbake.images.registry.addresses import AddressZone, is_loopback, join
 from parbake.images.registry.credentials import Credentials, files, find_credentials, from_aws
 from parbake.images.registry.retry import Transient
 from parbake.images.registry.transport import TooNear, Transport
@@ -185,7 +185,7 @@ class Authorizer:
         # One that is called insecure in the Bakefile may name any token server. By the registry's own name, TLS says
         # that it is the same party, whatever addresses (IPv4, IPv6) the name has.
         free = self._options.plain_http or realm.host == base.host
-        nearest = Zone.LOOPBACK if free else self._transport.zone(base)
+        nearest = AddressZone.LOOPBACK if free else self._transport.zone(base)
         query = {"service": challenge.parameters.get("service", "")}
         query["scope"] = challenge.parameters.get("scope") or f"repository:{repository}:pull"
         if credentials and credentials.identity_token:
@@ -227,7 +227,14 @@ class Authorizer:
         return realm
 
     def _ask(
-        self, method: str, url: Url, repository: str, nearest: Zone, *, secret: str = "", body: bytes | None = None
+        self,
+        method: str,
+        url: Url,
+        repository: str,
+        nearest: AddressZone,
+        *,
+        secret: str = "",
+        body: bytes | None = None,
     ) -> dict[str, Any]:
         where = url.netloc or ""
         headers = {"Content-Type": "application/x-www-form-urlencoded"} if body is not None else {}

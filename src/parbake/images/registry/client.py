@@ -22,7 +22,7 @@ from parbake.core.model import Descriptor, Image, Platform, RegistryOptions
 from parbake.core.reference import Reference
 from parbake.core.roles import Role
 from parbake.core.signing import Attached, PublicKey
-from parbake.core.sources import Readable, Source
+from parbake.core.sources import LayerSource, Readable
 from parbake.images.registry import attachments, ecr
 from parbake.images.registry.blob import Blob
 from parbake.images.registry.documents import (
@@ -31,7 +31,7 @@ from parbake.images.registry.documents import (
     DOCUMENTS,
     MANIFEST_LIMIT,
     OCI_INDEX,
-    Document,
+    FetchedDocument,
     Index,
     check,
     read_document,
@@ -116,7 +116,7 @@ class Registry:
         }
         return lambda: attachments.collect(asked, self._note)
 
-    def source(self, image: Image) -> Source:
+    def source(self, image: Image) -> LayerSource:
         """Return where the content of an image comes from."""
         return self._repository(image.reference)
 
@@ -153,8 +153,8 @@ class Registry:
             self._events.note(text)
 
 
-class _Repository(Source, DocumentStore, attachments.ReferrerStore):
-    """One repository: the ``Source`` of its images, and the store that resolving reads from."""
+class _Repository(LayerSource, DocumentStore, attachments.ReferrerStore):
+    """One repository: the ``LayerSource`` of its images, and the store that resolving reads from."""
 
     def __init__(
         self,
@@ -171,11 +171,11 @@ class _Repository(Source, DocumentStore, attachments.ReferrerStore):
         self._threads = threads
         self._note = note
 
-    def top(self, reference: Reference) -> Document:
+    def top(self, reference: Reference) -> FetchedDocument:
         """Return the document that a reference names, verified."""
         what = str(reference)
 
-        def ask(endpoint: Endpoint) -> Document:
+        def ask(endpoint: Endpoint) -> FetchedDocument:
             answer = self._manifest(endpoint, reference.digest or reference.tag, what)
             claimed = reference.digest or answer.header("Docker-Content-Digest")
             if claimed.startswith("sha256:"):
@@ -208,10 +208,10 @@ class _Repository(Source, DocumentStore, attachments.ReferrerStore):
             raise self._no_such(reference) from missing
 
     @override
-    def maybe(self, name: str) -> Document | None:
+    def maybe(self, name: str) -> FetchedDocument | None:
         what = f"{self._name}{'@' if name.startswith('sha256:') else ':'}{name}"
 
-        def ask(endpoint: Endpoint) -> Document:
+        def ask(endpoint: Endpoint) -> FetchedDocument:
             answer = self._manifest(endpoint, name, what)
             if name.startswith("sha256:"):
                 check(what, answer.body, name)
@@ -227,14 +227,14 @@ class _Repository(Source, DocumentStore, attachments.ReferrerStore):
         """Return the index of what refers to a digest, by the API or its fallback tag; None where there is none."""
         what = f"the referrers of {self._name}@{digest}"
 
-        def ask(endpoint: Endpoint) -> Document:
+        def ask(endpoint: Endpoint) -> FetchedDocument:
             answer = endpoint.fetch(
                 self._path, f"referrers/{digest}", accept=OCI_INDEX, limit=MANIFEST_LIMIT, what=what
             )
             return read_document(what, answer.body, answer.header("Content-Type"))
 
         try:
-            found: Document | None = self._first(ask)
+            found: FetchedDocument | None = self._first(ask)
         except (Denied, Unreachable):
             raise
         except (Missing, RegistryError, NoSuchImage):  # a registry without that API

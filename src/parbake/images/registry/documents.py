@@ -141,7 +141,7 @@ class Config(_Loose):
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
+class FetchedDocument:
     """A manifest or an index, as it was delivered and as it reads."""
 
     descriptor: Descriptor
@@ -179,7 +179,7 @@ def load(what: str, body: bytes, shape: strictjson.Shape | None = None) -> Any:
         ) from error
 
 
-def read_document(what: str, body: bytes, content_type: str) -> Document:
+def read_document(what: str, body: bytes, content_type: str) -> FetchedDocument:
     """Read a manifest or an index; ``content_type`` is what the server or the descriptor calls it (may be empty).
 
     Raises BadContent when it is neither, NoSuchImage for schema 1 and for artifacts that are not images.
@@ -200,7 +200,7 @@ def read_document(what: str, body: bytes, content_type: str) -> Document:
         content = (Index if media_type in INDEXES else Manifest).model_validate(raw)
     except ValidationError as error:
         _refuse(what, "manifest", error)
-    return Document(descriptor, body, content)
+    return FetchedDocument(descriptor, body, content)
 
 
 def _media_type(what: str, raw: dict[str, Any], content_type: str) -> str:

@@ -20,14 +20,14 @@ from pydantic import ValidationError
 from parbake.core.errors import BadContent, InputError, NoSuchImage
 from parbake.core.model import Descriptor, Image, Platform
 from parbake.core.reference import Reference
-from parbake.core.sources import Readable, Source
+from parbake.core.sources import LayerSource, Readable
 from parbake.images.registry import strictjson
 from parbake.images.registry.documents import (
     CONFIG_LIMIT,
     DOCUMENTS,
     INDEXES,
     MANIFEST_LIMIT,
-    Document,
+    FetchedDocument,
     Index,
     IndexEntry,
     check,
@@ -40,7 +40,7 @@ _VERSIONS = {"1.0.0", "1.1.0"}
 _NAMES = ("org.opencontainers.image.ref.name", "io.containerd.image.name")
 
 
-class Layout(Source, DocumentStore):
+class Layout(LayerSource, DocumentStore):
     """An OCI image layout in the folder ``path``. Thread-safe, holds nothing open."""
 
     def __init__(self, path: Path) -> None:
@@ -57,7 +57,7 @@ class Layout(Source, DocumentStore):
         """Return the platforms that a reference offers; raises as ``resolve`` does."""
         return all_platforms(self, str(reference), self._top(reference))
 
-    def source(self, image: Image) -> Source:  # noqa: ARG002 - the same signature as Registry's; a layout is one place
+    def source(self, image: Image) -> LayerSource:  # noqa: ARG002 - the same signature as Registry's; a layout is one place
         """Return where the content of an image comes from."""
         return self
 
@@ -96,7 +96,7 @@ class Layout(Source, DocumentStore):
         future.set_result(call())
         return future
 
-    def _top(self, reference: Reference) -> Document:
+    def _top(self, reference: Reference) -> FetchedDocument:
         entry = self._choose(reference, self._index().manifests)
         return read_document(str(reference), self.small(entry.descriptor, MANIFEST_LIMIT), entry.media_type)
 

@@ -24,7 +24,7 @@ from parbake.images.registry.documents import (
     MANIFEST_LIMIT,
     MOST_DOCUMENTS,
     Config,
-    Document,
+    FetchedDocument,
     Index,
     IndexEntry,
     Manifest,
@@ -81,7 +81,7 @@ class _Counting:
 
 
 def resolve(
-    store: DocumentStore, reference: Reference, top: Document, platform: Platform, *, layout: str = ""
+    store: DocumentStore, reference: Reference, top: FetchedDocument, platform: Platform, *, layout: str = ""
 ) -> Image:
     """Return the image that ``top``, to which ``reference`` points, means for ``platform``.
 
@@ -120,14 +120,14 @@ def resolve(
     )
 
 
-def all_platforms(store: DocumentStore, what: str, top: Document) -> tuple[Platform, ...]:
+def all_platforms(store: DocumentStore, what: str, top: FetchedDocument) -> tuple[Platform, ...]:
     """Return the platforms that a document offers, in its order."""
     found: list[Platform] = []
     _collect(_Counting(store, what), what, top, found, DEEPEST)
     return tuple(dict.fromkeys(found))
 
 
-def _collect(store: DocumentStore, what: str, document: Document, found: list[Platform], depth: int) -> None:
+def _collect(store: DocumentStore, what: str, document: FetchedDocument, found: list[Platform], depth: int) -> None:
     if isinstance(document.content, Manifest):
         check_image(what, document.content)
         config = read_config(what, store.small(document.content.config.descriptor, CONFIG_LIMIT))
@@ -146,12 +146,12 @@ def _collect(store: DocumentStore, what: str, document: Document, found: list[Pl
 def _candidates(
     store: DocumentStore,
     what: str,
-    document: Document,
+    document: FetchedDocument,
     wanted: Sequence[Platform],
     seen: list[Platform],
     *,
     depth: int = DEEPEST,
-) -> Iterator[tuple[Document, IndexEntry | None]]:
+) -> Iterator[tuple[FetchedDocument, IndexEntry | None]]:
     """Yield the manifests that may be meant, the best first; what is for other machines goes to ``seen``."""
     if isinstance(document.content, Manifest):
         yield document, None
@@ -181,7 +181,7 @@ def _entries(what: str, index: Index, depth: int) -> list[IndexEntry]:
     return [entry for entry in index.manifests if entry.media_type in DOCUMENTS and not entry.is_attestation]
 
 
-def _child(store: DocumentStore, what: str, entry: IndexEntry) -> Document:
+def _child(store: DocumentStore, what: str, entry: IndexEntry) -> FetchedDocument:
     return read_document(what, store.small(entry.descriptor, MANIFEST_LIMIT), entry.media_type)
 
 

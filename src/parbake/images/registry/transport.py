@@ -37,7 +37,7 @@ from parbake import __version__
 from parbake.core.errors import BadContent, EnvironmentProblem, RegistryError, Unreachable
 from parbake.images.registry.addresses import (
     PORTS,
-    Zone,
+    AddressZone,
     bare_host,
     is_loopback,
     join,
@@ -76,10 +76,10 @@ class Transport:
         self.patience = patience
         self.closing = threading.Event()
         self._lock = threading.Lock()
-        self._managers: dict[tuple[str, str, str, Zone], urllib3.PoolManager] = {}
+        self._managers: dict[tuple[str, str, str, AddressZone], urllib3.PoolManager] = {}
         self._contexts: dict[str, ssl.SSLContext] = {}
         self._schemes: dict[str, str] = {}
-        self._zones: dict[tuple[str, int], Zone] = {}
+        self._zones: dict[tuple[str, int], AddressZone] = {}
         self._live = _Live()
 
     def close(self) -> None:
@@ -99,7 +99,7 @@ class Transport:
         secret: str = "",
         body: bytes | None = None,
         ca: str = "",
-        nearest: Zone = Zone.LOOPBACK,
+        nearest: AddressZone = AddressZone.LOOPBACK,
     ) -> tuple[BaseHTTPResponse, Url]:
         """Send one request; return the response with its body unread, and its URL. GET and HEAD follow redirects.
 
@@ -163,14 +163,14 @@ class Transport:
                 self._schemes[host] = known
         return known
 
-    def zone(self, url: Url) -> Zone:
+    def zone(self, url: Url) -> AddressZone:
         """Return how near the server of a URL lies that a request was sent to: the farthest address that answered.
 
         PUBLIC when that is not known, as behind a proxy.
         """
         _, host, port = origin(url)
         known = self._zones.get((host.strip("[]"), port))
-        return Zone.PUBLIC if known is None else known
+        return AddressZone.PUBLIC if known is None else known
 
     def _follow(self, url: Url, place: str) -> Url:
         try:
@@ -185,7 +185,7 @@ class Transport:
         return target
 
     def _exchange(
-        self, method: str, url: Url, headers: Mapping[str, str], body: bytes | None, ca: str, nearest: Zone
+        self, method: str, url: Url, headers: Mapping[str, str], body: bytes | None, ca: str, nearest: AddressZone
     ) -> BaseHTTPResponse:
         if self.closing.is_set():
             raise Unreachable("the registry's connections were closed")
@@ -200,7 +200,7 @@ class Transport:
         except (HTTPError, OSError) as error:
             raise translate(error, url.netloc or "") from error
 
-    def _manager(self, url: Url, ca: str, nearest: Zone) -> urllib3.PoolManager:
+    def _manager(self, url: Url, ca: str, nearest: AddressZone) -> urllib3.PoolManager:
         scheme, host, _ = origin(url)
         proxy = ""
         if not is_loopback(url.netloc or "") and not urllib.request.proxy_bypass(host.strip("[]")):
@@ -214,7 +214,7 @@ class Transport:
                 manager = self._managers[key] = self._new_manager(*key)
         return manager
 
-    def _new_manager(self, scheme: str, proxy: str, ca: str, nearest: Zone) -> urllib3.PoolManager:
+    def _new_manager(self, scheme: str, proxy: str, ca: str, nearest: AddressZone) -> urllib3.PoolManager:
         choices: dict[str, Any] = {"maxsize": _POOL_SIZE, "num_pools": 32}
         if ca or "https" in {scheme, urlsplit(proxy).scheme}:  # plain HTTP need not wait until all authorities are read
             choices["ssl_context"] = self._context(ca)
@@ -230,7 +230,7 @@ class Transport:
         manager.pool_classes_by_scheme = self._pool_classes(None if proxy else self._judge(nearest))
         return manager
 
-    def _judge(self, nearest: Zone) -> Callable[[HTTPConnection, str], None]:
+    def _judge(self, nearest: AddressZone) -> Callable[[HTTPConnection, str], None]:
         """Return what looks at the address that a connection has reached; it raises TooNear before anything is sent."""
 
         def judge(connection: HTTPConnection, address: str) -> None:

@@ -49,11 +49,11 @@ class LayerWriter:
         self.put_whole = stream.put_whole  # for each small file: without a call between
 
     def put(self, pieces: Iterable[memoryview]) -> Extents:
-        """Store the data of one file (``filetree.Store``)."""
+        """Store the data of one file (``filetree.DataStore``)."""
         return self._stream.put(pieces)
 
     def put_sparse(self, segments: Iterable[tuple[int, Iterable[memoryview]]]) -> Extents:
-        """Store pieces of one file (``filetree.Store``)."""
+        """Store pieces of one file (``filetree.DataStore``)."""
         return self._stream.put_sparse(segments)
 
     def write(self, tree: FileNode, unused: Iterable[Extents] = ()) -> WrittenLayer:

@@ -40,7 +40,7 @@ _TREE_SHARE: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
+class Relocated:
     """What a layout did: how many blocks of 4 KiB moved, how many were in the zone already, how many had no room."""
 
     blocks: int
@@ -64,7 +64,7 @@ class _Owner:
         return [*found, (self.attributes, self.attributes + 1)] if self.attributes else found
 
 
-def lay_out(volume: Volume, requests: Iterable[Range]) -> Moved:
+def lay_out(volume: Volume, requests: Iterable[Range]) -> Relocated:
     """Bring what a start reads together; ``requests`` are ranges of blocks of 4 KiB, in the order of the start.
 
     Blocks that an earlier layout has brought to the zone stay there, so that a volume that is baked again changes
@@ -88,7 +88,7 @@ def lay_out(volume: Volume, requests: Iterable[Range]) -> Moved:
         lost, got = changes.setdefault(layers(owner.number), ([], []))
         _move(volume, owner, places, trees, lost, got)
     volume.settle({chain: (_runs(lost), _runs(got)) for chain, (lost, got) in changes.items()})
-    return Moved(len(places), size_of(mine) - total, total - len(places))
+    return Relocated(len(places), size_of(mine) - total, total - len(places))
 
 
 # -- what is to move

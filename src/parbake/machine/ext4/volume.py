@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
-from parbake.core.filetree import FileNode, Store
+from parbake.core.filetree import DataStore, FileNode
 from parbake.machine.ext4 import checksums, inodes
 from parbake.machine.ext4.allocator import Overflow, Turnstile, Zone, front, shares, size_of
 from parbake.machine.ext4.layer import PlacedLayer, WrittenLayer
@@ -197,14 +197,14 @@ class Volume:
 
     # -- everything else
 
-    def finish(self, fill: Callable[[Store], FileNode]) -> None:
+    def finish(self, fill: Callable[[DataStore], FileNode]) -> None:
         """Write what is not a layer, and the books, and have all of it on the disk.
 
         ``fill`` returns the root folder, in which layers hang as ``holder`` gives them; it stores its files' data in
         what it gets. Raises LayerError, DiskFull, OSError.
         """
 
-        def whole(store: Store) -> FileNode:
+        def whole(store: DataStore) -> FileNode:
             root = fill(store)
             assert root.children is not None
             root.children[LAYOUT] = _file(self._layout(), store)
@@ -214,7 +214,7 @@ class Volume:
         self._write_top(whole)
         os.fsync(self._handle)
 
-    def _write_top(self, fill: Callable[[Store], FileNode]) -> None:
+    def _write_top(self, fill: Callable[[DataStore], FileNode]) -> None:
         blocks = Zone(self._top_blocks, partial(self.overflow_blocks.take, self._last))
         inodes = Zone(self._top_inodes, partial(self.overflow_inodes.take, self._last))
         stream = self.stream(blocks)
@@ -343,7 +343,7 @@ def _there(number: int) -> FileNode:
     return node
 
 
-def _file(data: bytes, store: Store) -> FileNode:
+def _file(data: bytes, store: DataStore) -> FileNode:
     node = FileNode(stat.S_IFREG | 0o644)
     node.size = len(data)
     node.extents = store.put([memoryview(data)])

@@ -59,7 +59,7 @@ class Lender(Protocol):
         """Return QEMU's option for hardware virtualisation."""
 
 
-class Names(Lender):
+class PathNames(Lender):
     """Opens nothing: for who only asks what QEMU would be told, where a file's name says nothing."""
 
     @override

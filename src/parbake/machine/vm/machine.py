@@ -180,7 +180,7 @@ class Machine:
         version = run.run([self.board.qemu, "--version"]).text
         files = self.board.uefi() if self._starts_by == "uefi" else ()
         firmwares = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-        command = self._command(dict.fromkeys(_CHANNELS, 0), confine.Names())
+        command = self._command(dict.fromkeys(_CHANNELS, 0), confine.PathNames())
         return json.dumps([version, os.uname().machine, firmwares, command])
 
     @cached_property

@@ -14,14 +14,31 @@ from parbake.records.store.choose import (
     refreshed_output,
     session_store,
 )
-from parbake.records.store.entries import Entry
+from parbake.records.store.entries import StoreEntry
 from parbake.records.store.leases import Lease, claimed, held
 from parbake.records.store.needs import Need, needed, note
-from parbake.records.store.port import Listed, Store, StoredObject, identity_of, state_of
+from parbake.records.store.port import ListedObject, Store, StoredObject, identity_of, state_of
 from parbake.records.store.shared import Shared
 
 __all__ = [
-    "Entry", "Lease", "Listed", "Need", "Shared", "Store", "StoredObject", "claimed", "held", "identity_of",
-    "leases_of", "need_conditional_writes", "needed", "needs_of", "note", "open_store", "refreshed_output",
-    "session_store", "state_of", "trail",
+    "Lease",
+    "ListedObject",
+    "Need",
+    "Shared",
+    "Store",
+    "StoreEntry",
+    "StoredObject",
+    "claimed",
+    "held",
+    "identity_of",
+    "leases_of",
+    "need_conditional_writes",
+    "needed",
+    "needs_of",
+    "note",
+    "open_store",
+    "refreshed_output",
+    "session_store",
+    "state_of",
+    "trail",
 ]  # fmt: skip

@@ -33,10 +33,10 @@ class StoredFile(Frozen):
     size: int = Field(ge=0, le=_MOST_BYTES)
 
 
-class Entry(Frozen):
+class StoreEntry(Frozen):
     """An artefact in a store. ``files`` are those beside it by their suffix (``.json`` is the record).
 
-    ``disk`` is the index of its packs (``packs.Index``), None for what lies in a cloud alone.
+    ``disk`` is the index of its packs (``packs.PackIndex``), None for what lies in a cloud alone.
     """
 
     version: Literal[1] = 1
@@ -60,10 +60,10 @@ def entry_name(artefact: str) -> str:
     return f"{ENTRIES}{artefact}.json"
 
 
-def parse_entry(content: bytes, name: str, store: Store) -> Entry:
+def parse_entry(content: bytes, name: str, store: Store) -> StoreEntry:
     """Read an entry; raises BadContent where it is none, or another artefact's."""
     try:
-        entry = Entry.model_validate_json(content)
+        entry = StoreEntry.model_validate_json(content)
     except ValidationError as error:
         reason = str(error).splitlines()[0]
         raise BadContent(f"{name} in {store.url} is not a store entry: {reason}", hint=_HINT) from error

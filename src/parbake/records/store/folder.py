@@ -23,7 +23,7 @@ from parbake.core.access import PRIVATE
 from parbake.core.errors import EnvironmentProblem, InputError
 from parbake.core.files import open_file, read_bounded
 from parbake.core.workspace import room_for
-from parbake.records.store.port import MOST, Listed, StoredObject, TooLarge
+from parbake.records.store.port import MOST, ListedObject, StoredObject, TooLarge
 
 _LOCK = ".lock"
 _LOCK_FILE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -79,7 +79,7 @@ class FolderStore:
                 return True
         return False
 
-    def list(self, prefix: str) -> Iterator[Listed]:
+    def list(self, prefix: str) -> Iterator[ListedObject]:
         """Yield the objects whose names begin so; what is no regular file is none."""
         above, _, beginning = prefix.rpartition("/")
         with suppress(FileNotFoundError), self._folder(f"{above}/x".lstrip("/")) as (folder, _):
@@ -141,7 +141,7 @@ class FolderStore:
             raise EnvironmentProblem(f"the store {self._root}: {name}: {error.strerror}", hint=_LOOK) from error
 
 
-def _below(folder: int, path: str, beginning: str, deeper: int) -> Iterator[Listed]:
+def _below(folder: int, path: str, beginning: str, deeper: int) -> Iterator[ListedObject]:
     """Yield the objects in an open folder, whose path in the store is given, and in those below it."""
     for name in os.listdir(folder):
         if name.startswith(".") or not name.startswith(beginning):
@@ -150,7 +150,7 @@ def _below(folder: int, path: str, beginning: str, deeper: int) -> Iterator[List
             status = os.stat(name, dir_fd=folder, follow_symlinks=False)
             if stat.S_ISREG(status.st_mode):
                 at = min(max(status.st_mtime, 0), _LATEST)
-                yield Listed(f"{path}{name}", status.st_size, datetime.fromtimestamp(at, UTC))
+                yield ListedObject(f"{path}{name}", status.st_size, datetime.fromtimestamp(at, UTC))
             elif stat.S_ISDIR(status.st_mode) and deeper:
                 handle = os.open(name, _FOLDER, dir_fd=folder)
                 try:

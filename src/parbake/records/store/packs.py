@@ -45,7 +45,7 @@ class Pack(Frozen):
     blocks: tuple[_Digest, ...] = Field(max_length=_BLOCKS)
 
 
-class Index(Frozen):
+class PackIndex(Frozen):
     """Where each block of an artefact is: ``places`` gives a block's digest by its index in the file."""
 
     size: int = Field(ge=0, le=_MOST_SIZE)
@@ -59,7 +59,7 @@ class Index(Frozen):
         return BlockList(self.size, places, self.algorithm)
 
 
-def send(store: Store, path: Path, known: BlockList | None, earlier: Iterable[Index], events: Events) -> Index:
+def send(store: Store, path: Path, known: BlockList | None, earlier: Iterable[PackIndex], events: Events) -> PackIndex:
     """Make sure that a store has a file's bytes; return the index. ``earlier`` are indices of files like it.
 
     Raises InputError when the file is not what its list of blocks says.
@@ -80,7 +80,7 @@ def send(store: Store, path: Path, known: BlockList | None, earlier: Iterable[In
             made = tuple(pool.map(pack, batched(places.items(), _BLOCKS)))
     finally:
         os.close(handle)
-    return Index(
+    return PackIndex(
         size=listed.size,
         algorithm=listed.algorithm,
         places={index: digest.hex() for index, digest in listed.blocks.items()},
@@ -88,7 +88,7 @@ def send(store: Store, path: Path, known: BlockList | None, earlier: Iterable[In
     )
 
 
-def _known_packs(listed: BlockList, earlier: Iterable[Index]) -> tuple[tuple[Pack, ...], set[str]]:
+def _known_packs(listed: BlockList, earlier: Iterable[PackIndex]) -> tuple[tuple[Pack, ...], set[str]]:
     """Return packs that have some of a list's blocks, and the blocks that are in none of them."""
     missing = {digest.hex() for digest in listed.blocks.values()}
     used = []
@@ -128,7 +128,7 @@ def _pack(
     return Pack(object=put_object(store, compressed), blocks=tuple(digest for digest, _ in batch))
 
 
-def fetch(store: Store, index: Index, path: Path, events: Events) -> None:
+def fetch(store: Store, index: PackIndex, path: Path, events: Events) -> None:
     """Write a file from a store; each block is compared with its digest. Raises BadContent, DiskFull."""
     wanted: dict[str, list[int]] = {}
     for place, digest in index.places.items():
@@ -179,7 +179,7 @@ def _shares(packs: Iterable[Pack], wanted: Mapping[str, object]) -> Iterator[tup
 
 def _unpack(
     store: Store,
-    index: Index,
+    index: PackIndex,
     handle: int,
     path: Path,
     pack: Pack,

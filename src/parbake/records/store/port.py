@@ -29,7 +29,7 @@ class StoredObject:
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class ListedObject:
     """An object in a list: its name, its bytes, and when it was written (UTC)."""
 
     name: str
@@ -53,14 +53,14 @@ class Store(Protocol):
     def replace(self, name: str, content: bytes, version: str) -> bool:
         """Write an object whose state is still ``version``; False where it is another one, or gone."""
 
-    def list(self, prefix: str) -> Iterator[Listed]:
+    def list(self, prefix: str) -> Iterator[ListedObject]:
         """Yield the objects whose names begin so, in any order."""
 
     def remove(self, name: str) -> None:
         """Remove an object; one that is not there is fine."""
 
 
-def listed(store: Store, prefix: str, pattern: re.Pattern[str]) -> Iterator[Listed]:
+def listed(store: Store, prefix: str, pattern: re.Pattern[str]) -> Iterator[ListedObject]:
     """Yield the objects whose names begin so and are as parbake makes them: what others put there is left alone."""
     return (each for each in store.list(prefix) if pattern.fullmatch(each.name))
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from parbake import aws
 from parbake.core.errors import AwsError, AwsNotFound, EnvironmentProblem
-from parbake.records.store.port import MOST, Listed, StoredObject, TooLarge
+from parbake.records.store.port import MOST, ListedObject, StoredObject, TooLarge
 
 _MISSING = {"NoSuchKey", "404"}
 _NOT_THE_SAME = {"PreconditionFailed", "412", *_MISSING}
@@ -57,13 +57,13 @@ class S3Store:
         """Write an object whose state is still ``version``; False where it is another one. Raises AwsError."""
         return self._put(name, content, IfMatch=version)
 
-    def list(self, prefix: str) -> Iterator[Listed]:
+    def list(self, prefix: str) -> Iterator[ListedObject]:
         """Yield the objects whose names begin so. Raises AwsError."""
         with self._told():
             begins = self._key(prefix)
             for found in self._client.pages("list_objects_v2", "Contents", Bucket=self._bucket, Prefix=begins):
                 name = str(found["Key"])[len(self._key("")) :]
-                yield Listed(name, int(found["Size"]), found["LastModified"])
+                yield ListedObject(name, int(found["Size"]), found["LastModified"])
 
     def remove(self, name: str) -> None:
         """Remove an object; one that is not there is fine. Raises AwsError."""

@@ -31,14 +31,14 @@ from parbake.records.store.entries import (
     ENTRY_NAME,
     OBJECT_NAME,
     OBJECTS,
-    Entry,
     StoredFile,
+    StoreEntry,
     entry_name,
     get_object,
     parse_entry,
     put_object,
 )
-from parbake.records.store.packs import Index, fetch, send
+from parbake.records.store.packs import PackIndex, fetch, send
 from parbake.records.store.port import Store, StoredObject, listed, state_of
 
 _ALIKE = 3  # the newest artefacts of the name, whose packs may have most of a new one's blocks
@@ -52,7 +52,7 @@ class _Found:
     """An entry with its record, as the store has them; ``text`` is the record's file."""
 
     held: StoredObject
-    entry: Entry
+    entry: StoreEntry
     record: Record
     text: bytes
 
@@ -229,7 +229,7 @@ class Shared:
         except BadContent as error:
             self._events.warn(f"{error}: it is ignored")
 
-    def _is_signed(self, entry: Entry, text: bytes) -> bool:
+    def _is_signed(self, entry: StoreEntry, text: bytes) -> bool:
         signed = entry.files.get(folder.ENVELOPE_SUFFIX)
         return signed is not None and self._signs(get_object(self.store, signed, entry.artefact), text)
 
@@ -289,7 +289,7 @@ class Shared:
             return folder.read(self._output / f"{artefact}{SUFFIX}")
         return None
 
-    def _sent(self, record: Record, found: _Found | None, *, anew: bool) -> Entry:
+    def _sent(self, record: Record, found: _Found | None, *, anew: bool) -> StoreEntry:
         """Send the files of an artefact, and its bytes where the store has others or none; return its entry.
 
         With ``anew`` no bytes that the store has are relied on.
@@ -310,9 +310,9 @@ class Shared:
                     raise NotAsRecorded(artefact, differs)
                 made = send(self.store, artefact, listed, () if anew else self._alike(record), self._events)
                 index = put_object(self.store, made.model_dump_json().encode())
-        return Entry(artefact=record.artefact, key=record.key, files=files, disk=index)
+        return StoreEntry(artefact=record.artefact, key=record.key, files=files, disk=index)
 
-    def _alike(self, record: Record) -> Iterator[Index]:
+    def _alike(self, record: Record) -> Iterator[PackIndex]:
         """Yield the indices of the newest artefacts of the same name."""
         there = listed(self.store, f"{ENTRIES}{self._name}-", ENTRY_NAME)
         newest = sorted(there, key=lambda each: each.modified, reverse=True)
@@ -324,10 +324,10 @@ class Shared:
                     if entry.disk:
                         yield self._index(entry)
 
-    def _index(self, entry: Entry) -> Index:
+    def _index(self, entry: StoreEntry) -> PackIndex:
         assert entry.disk
         try:
-            return Index.model_validate_json(get_object(self.store, entry.disk, entry.artefact))
+            return PackIndex.model_validate_json(get_object(self.store, entry.disk, entry.artefact))
         except ValidationError as error:
             raise BadContent(
                 f"{entry.artefact}: its index in {self.store.url} is damaged", hint="bake again"

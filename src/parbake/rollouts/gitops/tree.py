@@ -70,16 +70,16 @@ class YamlNode:
 
 
 @dataclass(frozen=True, slots=True)
-class Root:
+class YamlDocument:
     """One document of a text: its top node, and where the document ends (the text's end, or the next ``---``)."""
 
     node: YamlNode
     end: int
 
 
-def roots(text: str, *, source: str = "the text") -> tuple[Root, ...]:
+def roots(text: str, *, source: str = "the text") -> tuple[YamlDocument, ...]:
     """Return the documents of a text; raises InputError with the line where it is not YAML, or nested too deep."""
-    found: list[Root] = []
+    found: list[YamlDocument] = []
     try:
         marks = _Marks(text)
         events: Iterator[Event] = iter(_loader().parse(text))
@@ -88,7 +88,7 @@ def roots(text: str, *, source: str = "the text") -> tuple[Root, ...]:
                 node = _node(next(events), events, text, marks)
                 last = next(events)
                 assert isinstance(last, DocumentEndEvent)
-                found.append(Root(node, int(last.start_mark.index)))
+                found.append(YamlDocument(node, int(last.start_mark.index)))
     except (YAMLError, ValueError, AssertionError, RecursionError) as error:
         raise not_yaml(text, source) from error
     return tuple(found)

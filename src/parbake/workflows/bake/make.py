@@ -29,7 +29,7 @@ from parbake.core.events import Events
 from parbake.core.model import Image, Plan, Published
 from parbake.core.run import need_root
 from parbake.core.signing import Signer
-from parbake.core.sources import Source
+from parbake.core.sources import LayerSource
 from parbake.core.workspace import part_of, work_folder
 from parbake.records import Record
 from parbake.records.held import state
@@ -286,7 +286,7 @@ def of_one_bake(earlier: BakeResult | None, record: Record) -> Record:
     return record.model_copy(update={name: getattr(made, name) for name in kept})
 
 
-def nothing_here(image: Image) -> Source:
+def nothing_here(image: Image) -> LayerSource:
     """Stand in for the content of images that an instance pulls itself."""
     raise AssertionError(f"{image.reference} is pulled by the instance, not here")
 

@@ -21,7 +21,7 @@ from parbake.core.model import Platform, RegistryOptions
 from parbake.core.reference import Reference
 from parbake.core.run import Deadline, find, run
 from parbake.images.build import BuildPlace, Containers
-from parbake.images.build.build import LABEL, Built, build, clear, existing
+from parbake.images.build.build import LABEL, BuiltImage, build, clear, existing
 from parbake.images.build.context import IgnoreRules, walk
 from parbake.images.registry import Layout, Registry
 from standins.contexts import Spec, spec, write_files
@@ -67,7 +67,7 @@ class Harness:
         options: Mapping[str, RegistryOptions] | None = None,
         *,
         force: bool = False,
-    ) -> Built:
+    ) -> BuiltImage:
         return build(
             what,
             Reference.parse(reference),
@@ -97,7 +97,7 @@ def busybox(folder: Path, containerfile: str = CONTAINERFILE) -> Spec:
     return what
 
 
-def config(built: Built, registry: DockerRegistry) -> dict[str, Any]:
+def config(built: BuiltImage, registry: DockerRegistry) -> dict[str, Any]:
     """The image's config, as skopeo reads it from the registry."""
     where = f"docker://{registry.host}/{built.image.reference.repository}@{built.image.manifest.digest}"
     text = run(["skopeo", "inspect", "--config", "--tls-verify=false", where]).text

@@ -13,7 +13,7 @@ from parbake.core.errors import Denied, EnvironmentProblem, ParbakeError, Regist
 from parbake.core.events import Event, Events
 from parbake.core.model import Platform, RegistryOptions
 from parbake.core.reference import Reference
-from parbake.images.build import BuildPlace, Docker, choose
+from parbake.images.build import BuildPlace, DockerTool, choose
 from parbake.images.build.build import build
 from parbake.images.build.common import push_error
 from parbake.images.build.registries import is_insecure, registries_conf
@@ -125,14 +125,14 @@ def test_docker_builds_a_local_image(
 def test_docker_pushes_and_names_the_digest(tmp_path: Path, place: BuildPlace, monkeypatch: pytest.MonkeyPatch) -> None:
     log = tmp_path / "log"
     put_on_path(tmp_path / "bin", monkeypatch, {"docker": DOCKER.format(log=log, archive="", work=place.work)})
-    assert Docker(place).push("team/app:1", Reference.parse("example.com/team/app:1")) == DIGEST
+    assert DockerTool(place).push("team/app:1", Reference.parse("example.com/team/app:1")) == DIGEST
     assert log.read_text().splitlines() == ["tag team/app:1 example.com/team/app:1", "push example.com/team/app:1"]
 
 
 def test_docker_that_names_no_digest(tmp_path: Path, place: BuildPlace, monkeypatch: pytest.MonkeyPatch) -> None:
     put_on_path(tmp_path / "bin", monkeypatch, {"docker": FINE})
     with pytest.raises(RegistryError, match="reported no digest"):
-        Docker(place).push("app:1", Reference.parse("app:1"))
+        DockerTool(place).push("app:1", Reference.parse("app:1"))
 
 
 def test_old_docker_cannot_export(tmp_path: Path, place: BuildPlace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +141,7 @@ def test_old_docker_cannot_export(tmp_path: Path, place: BuildPlace, monkeypatch
     script = DOCKER.format(log=tmp_path / "log", archive=tmp_path / "old.tar", work=place.work)
     put_on_path(tmp_path / "bin", monkeypatch, {"docker": script})
     with pytest.raises(EnvironmentProblem, match="older than 25"):
-        Docker(place).export("app:1", tmp_path / "layout")
+        DockerTool(place).export("app:1", tmp_path / "layout")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from parbake.core.errors import DiskFull, Interrupted, LayerError
-from parbake.core.filetree import FileNode, Store, walk
+from parbake.core.filetree import DataStore, FileNode, walk
 from parbake.core.model import MIB, Layer
 from parbake.core.run import run
 from parbake.machine import disk
@@ -50,7 +50,7 @@ def folder(**children: FileNode) -> FileNode:
     return node
 
 
-def file(store: Store, data: bytes, mode: int = 0o644) -> FileNode:
+def file(store: DataStore, data: bytes, mode: int = 0o644) -> FileNode:
     node = FileNode(stat.S_IFREG | mode, 1000, 70000, 1_234_567_890_123_456_789)
     node.size = len(data)
     if len(data) % 2:
@@ -63,7 +63,7 @@ def file(store: Store, data: bytes, mode: int = 0o644) -> FileNode:
 def finish(volume: Volume) -> None:
     """Let the root show layers by chain ID."""
 
-    def fill(_: Store) -> FileNode:
+    def fill(_: DataStore) -> FileNode:
         root = folder()
         assert root.children is not None
         for chain in volume.placed:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from parbake.core.filetree import FileNode, walk
 from parbake.core.model import MIB
-from parbake.machine.ext4 import Moved, Volume, lay_out
+from parbake.machine.ext4 import Relocated, Volume, lay_out
 from parbake.machine.ext4.allocator import size_of
 from parbake.machine.ext4.layer import LayerWriter
 from parbake.machine.ext4.relocate import AHEAD
@@ -38,7 +38,7 @@ from tests.unit.machine.ext4.test_ext4 import (
 UNIT = HASHED // BLOCK
 
 
-def laid_out(path: Path, requests: Sequence[Range]) -> tuple[Moved, Volume]:
+def laid_out(path: Path, requests: Sequence[Range]) -> tuple[Relocated, Volume]:
     with Volume(path) as volume:
         return lay_out(volume, requests), volume
 
@@ -115,7 +115,7 @@ def test_what_is_hot_lies_together_and_the_rest_stays(path: Path) -> None:
     old = path.read_bytes()
     moved, volume = laid_out(path, requests)
     check(path)
-    assert moved == Moved(size_of(hot), 0, 0)
+    assert moved == Relocated(size_of(hot), 0, 0)
     assert len(volume.hot) == 1
     ((zone, end),) = volume.hot
     assert zone % UNIT == end % UNIT == 0
