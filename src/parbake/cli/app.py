@@ -146,7 +146,7 @@ class Result:
     foreign: bool = False
 
     def print(self) -> None:
-        """Print it, whole, also when a signal comes meanwhile."""
+        """Print the whole result, also when a signal comes meanwhile."""
         interrupts.hold()
         out.printed = True
         typer.echo(printable.dump(self.document, indent=2) if out.as_json else printable.lines(self.text()))

@@ -114,7 +114,7 @@ def reason() -> str:
 
 
 def _go_deaf() -> None:
-    """Do it last of all: the interpreter's end puts back what the system does with signals, which is to kill."""
+    """Ignore signals, last of all: the interpreter's end would put back what the system does, which is to kill."""
     for number in (*SIGNALS, signal.SIGALRM):
         signal.signal(number, signal.SIG_IGN)
 

@@ -308,7 +308,7 @@ def prefetch(options, device, uuid):
 
 
 def prefetch_below(options, device, uuid, root, below):
-    """Do that where the file system is mounted: ``root`` is its folder ``below``, open."""
+    """Prefetch where the file system is mounted: ``root`` is its folder ``below``, open."""
     after, began = float(Path("/proc/uptime").read_text().split()[0]), time.monotonic()
     data = b""
     if options.files:
@@ -331,7 +331,7 @@ def prefetch_below(options, device, uuid, root, below):
 
 
 def hydrate(options):
-    """Do it, and return what was done."""
+    """Hydrate, and return what was done."""
     uptime = float(Path("/proc/uptime").read_text().split()[0])
     head, ranges = read_list(options.list)
     device = find_device(head["uuid"], options.wait)

@@ -68,7 +68,7 @@ class Nodegroup(LaunchTemplateGroup):
 
     @override
     def cautions(self, state: GroupState) -> tuple[str, ...]:
-        """Return that the warm pool goes for a while."""
+        """Return a warning where the warm pool goes for a while."""
         if not _pool(state.group).get("enabled") and POOL not in state.tags:
             return ()
         return ("its warm pool is emptied for the update and filled anew after it: until then, new nodes start cold",)

@@ -20,7 +20,7 @@ def each_platform(bakefile_path: Path, overrides: Mapping[str, str]) -> tuple[di
 
 
 def one_platform(bakefile_path: Path, overrides: Mapping[str, str], what: str) -> dict[str, str]:
-    """Return the same where there is only one; raises InputError for ``what`` is of one artefact."""
+    """Return the overrides where there is one platform; else raises InputError, for ``what`` is of one artefact."""
     found = each_platform(bakefile_path, overrides)
     if len(found) > 1:
         names = ", ".join(each["platform"] for each in found)

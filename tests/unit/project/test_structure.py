@@ -265,3 +265,11 @@ def test_files_that_docstrings_name_are_there() -> None:
     files = {path.name for path in _files()}
     named = {name for path in _files() for name in re.findall(r"``(\w+\.py)``", path.read_text())}
     assert named <= files
+
+
+RIDDLE = re.compile(r"(Return|Do|Print|Yield|Show) (it|them|that|the same)\b")
+
+
+def test_docstrings_are_understood_alone() -> None:
+    first = [(_name(path), str(text.value).strip().splitlines()[0]) for path in _files() for text in _docstrings(path)]
+    assert not [each for each in first if RIDDLE.match(each[1])], "say what it is: `Return the plan, for people.`"

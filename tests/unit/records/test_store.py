@@ -459,7 +459,7 @@ class TestTrust:
         stranger.shared.put(stranger.baked("app", content(1)))
         mine = two.baked("app", content(2), at=2)
         assert two.shared.put(mine) == mine
-        assert "nor has one signed this record, which is not stored" in two.warnings[0]
+        assert "no trusted key has signed this record either, so it is not stored" in two.warnings[0]
 
 
 def test_a_store_that_others_keep_changing_ends_in_words(

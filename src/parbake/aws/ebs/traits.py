@@ -45,7 +45,7 @@ class Traits:
         return cls(**{**stored, "disks": tuple(stored["disks"])})
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as plain data."""
+        """Return the traits as plain data."""
         return asdict(self)
 
     def request(self, snapshot: str) -> dict[str, Any]:
@@ -67,7 +67,7 @@ class Traits:
         return tuple(str(disk["Ebs"]["SnapshotId"]) for disk in self.disks if disk.get("Ebs", {}).get("SnapshotId"))
 
     def with_snapshots(self, others: Mapping[str, str]) -> Self:
-        """Return it with other snapshots in the place of some."""
+        """Return the disks with other snapshots in the place of some."""
 
         def moved(disk: Mapping[str, Any]) -> Mapping[str, Any]:
             snapshot = disk.get("Ebs", {}).get("SnapshotId", "")

@@ -137,7 +137,9 @@ def codec(
     engine = Engine(state_folder(state, file))
     keys, pages = read_keys(engine.key), set(origin or ([engine.ui] if engine.ui else []))
     if not pages:
-        raise InputError("nothing says whose pages may ask", hint="name them: --origin https://cloud.temporal.io")
+        raise InputError(
+            "no web page may use the codec server: no origin is named", hint="write --origin https://cloud.temporal.io"
+        )
     pages |= {page.replace("//127.0.0.1:", "//localhost:") for page in pages}
     events.note(f"the codec server is http://127.0.0.1:{port}/{word(keys[0])}; Ctrl-C ends it")
     serve(keys, port, {page.rstrip("/") for page in pages})

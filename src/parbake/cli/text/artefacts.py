@@ -92,7 +92,7 @@ def built_json(built: Built) -> dict[str, object]:
 
 
 def built_text(built: Built) -> str:
-    """Return that for people."""
+    """Return which images were built, for people."""
     rows = (
         (image.reference, image.target.digest[7:19], "built" if image.reference in built.made else "there")
         for image in built.images
@@ -325,7 +325,7 @@ def layers_json(gone: Sequence[CachedLayer], kept: Sequence[CachedLayer]) -> dic
 
 
 def layers_text(gone: Sequence[CachedLayer], kept: Sequence[CachedLayer], *, dry_run: bool) -> str:
-    """Return the same for people."""
+    """Return what of the cache of layers went and what stayed, for people."""
     verb = "would be removed" if dry_run else "removed"
     rows = [
         (entry.digest[:19], human_bytes(entry.size), f"used {_date(entry.used_at)}", what)
@@ -364,7 +364,7 @@ def outcome_json(outcome: Outcome) -> dict[str, object]:
 
 
 def outcome_text(outcome: Outcome) -> str:
-    """Return the same for people."""
+    """Return what the demo showed, for people."""
     return "\n".join((table(outcome.rows()), "", *wrapped(outcome.caveat)))
 
 

@@ -40,7 +40,7 @@ def previews_json(name: str, found: Sequence[CellPreview]) -> dict[str, object]:
 
 
 def previews_text(found: Sequence[CellPreview]) -> str:
-    """Return that for people."""
+    """Return what a run would do, for people."""
     rows = ((each.cell.name, each.key[:12] or "-", _state_text(each)) for each in found)
     problems = [
         f"{each.cell.name}: {word(each.problem)}" + (f"\n  next: {word(each.hint)}" if each.hint else "")
@@ -70,7 +70,7 @@ def progress_json(progress: Progress) -> dict[str, object]:
 
 
 def progress_text(progress: Progress, *, goes_on: bool = False) -> str:
-    """Return that for people; of a run that does not go on, nothing is under way."""
+    """Return how a run stands, for people; of a run that does not go on, nothing is under way."""
     counts = progress.counts
     counted = [f"{value} {name}" for name, value in vars(counts).items() if value]
     lines = [f"{counts.done} of {progress.total} cells: {', '.join(counted) or 'none is done'}"]
@@ -103,7 +103,7 @@ def status_json(status: Status, rollout: RolloutStatus | None = None) -> dict[st
 
 
 def status_text(status: Status, rollout: RolloutStatus | None = None) -> str:
-    """Return that for people."""
+    """Return how the last run is, for people."""
     lines = [f"{status.run}  {status.says}  since {status.started_at}"]
     goes_on = status.state in words.RUN_GOES_ON
     silence = "no worker answers, so its progress is unknown"

@@ -45,7 +45,7 @@ def _wave_json(wave: Wave, targets: Sequence[FleetTarget]) -> dict[str, object]:
 
 
 def plan_text(plan: Plan) -> str:
-    """Return that for people."""
+    """Return the waves and their conditions, for people."""
     rows = [
         (
             wave.name,
@@ -131,7 +131,7 @@ def _progress_json(state: str, progress: RolloutState) -> dict[str, object]:
 
 
 def rollout_text(status: RolloutStatus) -> str:
-    """Return that for people: the waves, the targets that are not at an end, what happened last, and what is next."""
+    """Return how a rollout stands: its waves, targets that are not at an end, what happened last, and what is next."""
     progress = status.progress
     lines = [f"{status.rollout}  {words.rollout(status.state)}  since {status.started_at}"]
     if status.problem:
@@ -211,7 +211,7 @@ def trail_json(fleet: str, trail: Sequence[Event]) -> dict[str, object]:
 
 
 def trail_text(trail: Sequence[Event]) -> str:
-    """Return that for people, a line each."""
+    """Return what the store knows of the last rollout, for people, a line for each event."""
     return "\n".join(f"{event.at[:19]}  {word(event.text)}" for event in trail)
 
 
@@ -221,7 +221,7 @@ def log_json(cell: str, log: Log) -> dict[str, object]:
 
 
 def log_text(cell: str, log: Log) -> str:
-    """Return that for people."""
+    """Return the end of what a bake has said, for people."""
     lines = [f"{cell}  {log.state}  try {log.attempt} on {log.worker or 'no worker yet'}  since {log.at[:19] or '-'}"]
     if log.before:
         lines.append(f"the try before: {word(log.before)}")
@@ -241,6 +241,6 @@ def answers_json(wave: str, answers: Sequence[Answer]) -> dict[str, object]:
 
 
 def answers_text(answers: Sequence[Answer]) -> str:
-    """Return that for people."""
+    """Return what a wave's targets and its gate have said, for people."""
     rows = [(each.asked, each.problem or "yes") for each in answers]
     return table(rows, header=("asked", "answer")) if rows else "there is nothing to ask"

@@ -52,7 +52,7 @@ class Facts:
         return cls(name, said.get("parbake", ""), said.get("key", ""), can)
 
     def identity(self) -> str:
-        """Return it as the engine hears it."""
+        """Return the facts as the engine hears them."""
         return " ".join([self.name, f"parbake/{self.version}", f"key/{self.key}", *sorted(self.can)])
 
 

@@ -91,7 +91,7 @@ class WaveTarget:
     over: list[list[str]] = field(default_factory=list)
 
     def superseded(self) -> WaveTarget:
-        """Return it as the rollout knows it that takes the place of the one that has written it."""
+        """Return the target as the next rollout knows it, which takes the place of the one that has written it."""
         known = not self.ids or self.ids in self.over
         return replace(self, over=self.over if known else [*self.over, self.ids])
 

@@ -101,7 +101,7 @@ class Shared:
             except BadContent as error:
                 wrong = str(error)
             if wrong and self._keys and not self._is_signed_here(record):
-                self._events.warn(f"{wrong}; nor has one signed this record, which is not stored")
+                self._events.warn(f"{wrong}; no trusted key has signed this record either, so it is not stored")
                 return record
             if wrong:
                 self._events.warn(f"{wrong}: it is replaced")

@@ -107,7 +107,7 @@ class Finding:
         return f"{self.source}:{self.line}" if self.line else self.source
 
     def to_json(self) -> dict[str, object]:
-        """Return it as JSON."""
+        """Return the finding as JSON."""
         return {
             "rule": self.rule.id, "level": self.level, "source": self.source, "line": self.line, "object": self.what,
             "message": self.message, "hint": self.rule.help,
