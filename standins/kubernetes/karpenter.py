@@ -1,12 +1,11 @@
 """A double of Karpenter, for tests only: it resolves node classes, and replaces drifted nodes one at a time.
 
-Rules (karpenter.sh, "NodeClasses" and "Disruption"): terms are or-ed, one image wins for each architecture (not
-deprecated first, then newest, then name); a changed image or hash of the disks drifts a node; budgets of its NodePool
-bound how many are replaced at once; a drifted node is replaced by a new claim before it goes; PDBs hold it back. Of
-user data that Go does not read it makes no launch template, and is Ready: Unknown.
+Rules (karpenter.sh, "Disruption"): a changed image or hash of the disks drifts a node; budgets of its NodePool bound
+how many are replaced at once; a drifted node is replaced by a new claim before it goes; PDBs hold it back. What it
+cannot validate (user data that Go does not read, disks that EC2 refuses) is Ready: Unknown. Which image an instance
+type starts is in ``resolving``.
 
-Not modelled: requirements but the architecture, instance types, consolidation, expiry, schedules of budgets, SSM's
-cache, AWS.
+Not modelled: how instance types are chosen, consolidation, expiry, schedules of budgets, SSM's cache, AWS.
 """
 
 from __future__ import annotations
@@ -19,23 +18,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import count
 
-from parbake.rollouts.families import family_of
+from standins.kubernetes.resolving import INSTANCES, TYPE, Ami, image_for, labels_of, not_validated, resolved
 from standins.kubernetes.server import Server
 from standins.kubernetes.store import Object, Refused
-from standins.nodeadm import karpenter_refuses
+
+__all__ = ["HASH", "Ami", "Karpenter"]
 
 HASH = "karpenter.k8s.aws/ec2nodeclass-hash"
-
-
-@dataclass(frozen=True)
-class Ami:
-    id: str
-    name: str
-    created: str = "2026-01-01T00:00:00Z"
-    deprecated: bool = False
-    tags: dict[str, str] = field(default_factory=dict)
-    mine: bool = True
-    architecture: str = "amd64"
 
 
 @dataclass
@@ -72,11 +61,11 @@ class Karpenter:
         self._stop.set()
         self._thread.join()
 
-    def start_nodes(self, pool: str, node_class: str, amount: int, architecture: str = "amd64") -> None:
+    def start_nodes(self, pool: str, node_class: str, amount: int, instance_type: str = "m5.large") -> None:
         """Start nodes as the class says now."""
         self._resolve(self.server.get("ec2nodeclasses", node_class, self.version))
         for _ in range(amount):
-            self._launch(pool, self.server.get("ec2nodeclasses", node_class, self.version), _for(architecture))
+            self._launch(pool, self.server.get("ec2nodeclasses", node_class, self.version), instance_type)
 
     def step(self) -> None:
         """Do what Karpenter does in one round."""
@@ -94,7 +83,7 @@ class Karpenter:
         for pool in self.pending - {each["metadata"]["labels"]["karpenter.sh/nodepool"] for each in launched}:
             wanted = classes[pools[pool]["spec"]["template"]["spec"]["nodeClassRef"]["name"]]
             if _is_ready(wanted):
-                self._launch(pool, wanted, wanted["status"]["amis"][0]["requirements"])
+                self._launch(pool, wanted, next(iter(INSTANCES)))
         for claim in launched:
             node_class = classes.get(claim["spec"]["nodeClassRef"]["name"])
             if node_class and self._drift(claim, node_class):
@@ -105,35 +94,12 @@ class Karpenter:
                     text = "No allowed disruptions for disruption reason Drifted due to blocking budget"
                     self._event("NodePool", pool, text)
 
-    def winners(self, spec: Object) -> list[Ami]:
-        fitting = [ami for ami in self.amis if any(self._fits(ami, term) for term in spec["amiSelectorTerms"])]
-        return [self._best(fitting, each) for each in sorted({ami.architecture for ami in fitting})]
-
-    @staticmethod
-    def _best(amis: list[Ami], architecture: str) -> Ami:
-        fitting = [ami for ami in amis if ami.architecture == architecture]
-        best = sorted(fitting, key=lambda ami: ami.name)
-        best = sorted(best, key=lambda ami: ami.created, reverse=True)
-        return min(best, key=lambda ami: ami.deprecated)
-
-    def _fits(self, ami: Ami, term: Object) -> bool:
-        if term.get("id"):
-            return bool(ami.id == term["id"])
-        if term.get("ssmParameter"):
-            return self.parameters.get(term["ssmParameter"]) == ami.id
-        if term.get("alias"):
-            return ami.name.startswith(term["alias"].partition("@")[0])
-        owned = term.get("owner") != "self" or ami.mine
-        tags = term.get("tags", {})
-        return owned and term.get("name") in {None, ami.name} and all(ami.tags.get(k) == v for k, v in tags.items())
-
     def _resolve(self, node_class: Object) -> None:
-        name, winners = node_class["metadata"]["name"], self.winners(node_class["spec"])
+        name, amis = node_class["metadata"]["name"], resolved(node_class["spec"], self.amis, self.parameters)
         drifting = {k: v for k, v in node_class["spec"].items() if k not in {"amiSelectorTerms", "subnetSelectorTerms"}}
         digest = hashlib.sha256(json.dumps(drifting, sort_keys=True).encode()).hexdigest()[:16]
-        amis = [{"id": each.id, "name": each.name, "requirements": _for(each.architecture)} for each in winners]
         ready = _condition("Ready", "True", "Ready", "")
-        if not winners:
+        if not amis:
             ready = _condition("Ready", "False", "AMINotFound", "AMISelector did not match any AMIs")
         conditions = self._conditions(node_class, ready)
         if node_class["metadata"].get("annotations", {}).get(HASH) != digest:
@@ -145,7 +111,7 @@ class Karpenter:
         """Return what Karpenter says of a class; where it cannot validate, of the one before (Karpenter 1.13)."""
         generation = node_class["metadata"]["generation"]
         before = {each["type"]: each for each in node_class.get("status", {}).get("conditions", [])}
-        refused = karpenter_refuses(node_class["spec"].get("userData", ""))
+        refused = not_validated(node_class["spec"])
         validated = generation
         if self.invalid or refused:
             validated = before.get("ValidationSucceeded", {}).get("observedGeneration", 0)
@@ -168,10 +134,9 @@ class Karpenter:
             self.server.set_status(plural, about["metadata"]["name"], status, version)
 
     def _drift(self, claim: Object, node_class: Object) -> bool:
-        amis = node_class.get("status", {}).get("amis", [])
-        now = [each["id"] for each in amis if each["requirements"] == claim["spec"]["requirements"]]
+        now = image_for(_type_of(claim), node_class.get("status", {}).get("amis", []))
         reason = ""
-        if now and claim["status"]["imageID"] not in now:
+        if now and claim["status"]["imageID"] != now:
             reason = "AMIDrift"
         elif claim["metadata"]["annotations"][HASH] != node_class["metadata"]["annotations"][HASH]:
             reason = "NodeClassDrift"
@@ -192,8 +157,7 @@ class Karpenter:
                 "NodeClaim", name, f'Cannot disrupt NodeClaim: pdb "{self.blocked[name]}" prevents pod evictions'
             )
             return False
-        fitting = [a for a in node_class["status"]["amis"] if a["requirements"] == claim["spec"]["requirements"]]
-        if not _is_ready(node_class) or not fitting or not self._launch(pool, node_class, fitting[0]["requirements"]):
+        if not _is_ready(node_class) or not self._launch(pool, node_class, _type_of(claim)):
             return False
         self.replaced.append(name)
         self.server.delete("nodeclaims", name)
@@ -225,8 +189,11 @@ class Karpenter:
                 self._event("NodeClaim", name, told, "InsufficientCapacityError", "Warning")
                 self.server.delete("nodeclaims", name)
 
-    def _launch(self, pool: str, node_class: Object, requirements: list[Object]) -> bool:
+    def _launch(self, pool: str, node_class: Object, instance_type: str) -> bool:
         """Start a node; a claim for which there is no instance lasts to the next round."""
+        image = image_for(instance_type, node_class["status"]["amis"])
+        if not image:
+            return False
         number = next(self._numbers)
         name = f"{pool}-{number:03}"
         launched = _condition("Launched", "True", "Launched", "")
@@ -234,38 +201,22 @@ class Karpenter:
             launched = _condition("Launched", "Unknown", "AwaitingReconciliation", "object is awaiting reconciliation")
         status: Object = {"conditions": [launched]}
         if not self.unlaunchable:
-            image = next(each["id"] for each in node_class["status"]["amis"] if each["requirements"] == requirements)
             status |= {"imageID": image, "nodeName": f"ip-10-0-0-{number}"}
         reference = {"group": "karpenter.k8s.aws", "kind": "EC2NodeClass", "name": node_class["metadata"]["name"]}
         self.server.create(
             "nodeclaims",
             name,
             metadata={
-                "labels": {"karpenter.sh/nodepool": pool},
+                "labels": {"karpenter.sh/nodepool": pool, **labels_of(instance_type)},
                 "annotations": {HASH: node_class["metadata"]["annotations"][HASH]},
             },
             spec={
                 "nodeClassRef": reference,
-                "requirements": requirements,
+                "requirements": [{"key": TYPE, "operator": "In", "values": [instance_type]}],
             },
             status=status,
         )
         return not self.unlaunchable
-
-
-def ephemeral_storage(spec: Object) -> str:
-    """Return what Karpenter counts on for pods: the root's size; of Custom without one, the last mapping's.
-
-    Source: ``instancetype/types.go``, and what the real 1.13 answered. Not modelled: local disks.
-    """
-    disks = spec.get("blockDeviceMappings") or []
-    ephemeral = "/dev/xvdb" if family_of(spec) == "Bottlerocket" else "/dev/xvda"
-    roots = [each for each in disks if each.get("rootVolume")]
-    if not roots and family_of(spec) == "Custom":
-        roots = disks[-1:]
-    elif not roots:
-        roots = [each for each in disks if each["deviceName"] == ephemeral]
-    return str((roots or [{}])[0].get("ebs", {}).get("volumeSize") or "20Gi")
 
 
 def _is_ready(node_class: Object) -> bool:
@@ -273,8 +224,8 @@ def _is_ready(node_class: Object) -> bool:
     return any((each["type"], each["status"]) == ("Ready", "True") for each in conditions)
 
 
-def _for(architecture: str) -> list[Object]:
-    return [{"key": "kubernetes.io/arch", "operator": "In", "values": [architecture]}]
+def _type_of(claim: Object) -> str:
+    return str(claim["metadata"]["labels"][TYPE])
 
 
 def _condition(kind: str, status: str, reason: str, message: str) -> Object:

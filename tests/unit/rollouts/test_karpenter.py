@@ -144,7 +144,7 @@ def test_two_architectures_of_one_node_class(
     amis = [*AMIS, of_aws, Ami("ami-3", "first-arm", "2026-02-02", architecture="arm64")]
     cluster = Karpenter(server, amis)
     cluster.start_nodes("gpu", "gpu", 1)
-    cluster.start_nodes("gpu", "gpu", 1, "arm64")
+    cluster.start_nodes("gpu", "gpu", 1, "c6g.large")
     arm = machine_image("first", "ami-3", architecture="arm64")
     project(tmp_path, [GPU], FIRST, arm, SECOND, DATA)
     assert images(server) == ["ami-0", "ami-a"]

@@ -20,7 +20,7 @@ from parbake.rollouts import Change, Offer
 from parbake.rollouts.nodeclass import ANNOTATION, decide, decide_rollback, held
 from parbake.rollouts.userdata import KEEP_STORE, with_parts
 from standins.kubernetes import schemas
-from standins.kubernetes.karpenter import ephemeral_storage
+from standins.kubernetes.resolving import ephemeral_storage
 from standins.kubernetes.server import load_crds
 from standins.kubernetes.store import merge
 

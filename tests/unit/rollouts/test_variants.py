@@ -12,9 +12,9 @@ from parbake.rollouts.protocol import Offer
 from parbake.rollouts.variants import objections
 from parbake.workflows.rollout import offer
 from standins.clusters import NEEDS_KUBECTL, machine_image, parbake, project, volume
-from standins.kubernetes.karpenter import Karpenter
+from standins.kubernetes.karpenter import Ami, Karpenter
 from standins.kubernetes.server import Server
-from tests.unit.rollouts.test_karpenter import AMIS, FIRST, GPU, pool, server, terms, without_kubectl
+from tests.unit.rollouts.test_karpenter import AMIS, FIRST, GPU, images, pool, server, terms, without_kubectl
 from tests.unit.rollouts.test_node_classes import ALIAS as NODE_CLASS
 from tests.unit.rollouts.test_node_classes import IDS
 
@@ -231,10 +231,10 @@ def test_a_rollout_is_refused_where_nodes_run_another_variant(
 ) -> None:
     server.create("ec2nodeclasses", "gpu", spec=NODE_CLASS["spec"])
     server.create("nodepools", "gpu", spec=pool("gpu"))
-    cluster = Karpenter(server, AMIS)
-    cluster.start_nodes("gpu", "gpu", 1)
+    cluster = Karpenter(server, [*AMIS, Ami("ami-n", "al2023-nvidia", variant="nvidia")])
+    cluster.start_nodes("gpu", "gpu", 1, "g4dn.8xlarge")
+    assert images(server) == ["ami-n"]
     project(tmp_path, [GPU], FIRST)
-    server.set_status("ec2nodeclasses", "gpu", {"amis": [{**AMI[0], "id": "ami-x"}, {**AMI[1], "id": "ami-0"}]}, "v1")
     code, error = parbake(capsys, "rollout", FIRST.key, "--no-follow")
     assert code == 1, error
     assert "several variants of its image (nvidia: NodePool gpu; standard: NodePool gpu)" in error["message"]
