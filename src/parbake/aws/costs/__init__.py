@@ -5,19 +5,6 @@ from parbake.aws.costs.prices import Prices, load_prices
 from parbake.aws.costs.rates import DRIVES, MB, SPEEDS, Pull, Speeds, VolumeKind, known_pulls, own_pull
 
 __all__ = [
-    "DRIVES",
-    "MB",
-    "SPEEDS",
-    "Advice",
-    "Prices",
-    "Pull",
-    "Remedy",
-    "Situation",
-    "Speeds",
-    "VolumeKind",
-    "advise",
-    "estimate",
-    "known_pulls",
-    "load_prices",
-    "own_pull",
+    "DRIVES", "MB", "SPEEDS", "Advice", "Prices", "Pull", "Remedy", "Situation", "Speeds", "VolumeKind", "advise",
+    "estimate", "known_pulls", "load_prices", "own_pull",
 ]  # fmt: skip

@@ -13,6 +13,7 @@ from typing import Any
 
 from parbake import aws
 from parbake.aws.ebs.throttle import Pace
+from parbake.aws.images import described
 from parbake.core.blocks import BlockList
 from parbake.core.errors import AwsError, AwsNoAccess, AwsNotFound, BadContent, InputError
 from parbake.core.events import Events
@@ -77,8 +78,6 @@ def _snapshot_of(what: str, region: str) -> str:
         return what
     if not what.startswith("ami-"):
         raise InputError(f"{what!r} is the id of neither an AMI nor a snapshot", hint="such as ami-… or snap-…")
-    from parbake.aws.images import described
-
     ec2 = aws.client("ec2", region)
     images = ec2.describe_images(ImageIds=[what])["Images"]
     if not images:

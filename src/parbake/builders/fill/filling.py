@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from queue import Full, Queue
 from typing import TYPE_CHECKING, Final
 
 from parbake.builders.fill.destinations import ImageStore, Job, LayerDestination, UnpackOptions
-from parbake.builders.fill.streams import Endable, Tee, pieces
 from parbake.containerd.labels import (
     PINNED,
     reference_labels,
@@ -23,7 +23,7 @@ from parbake.containerd.labels import (
     source_label,
     uncompressed_label,
 )
-from parbake.core.errors import BadContent, CacheDamaged, DiskFull, LayerTooLarge
+from parbake.core.errors import BadContent, CacheDamaged, DiskFull, Interrupted, LayerTooLarge
 from parbake.core.model import Descriptor, Image, Layer, Plan
 from parbake.core.sources import LayerSource
 from parbake.images.layers import Allowance, Unpacked
@@ -33,8 +33,11 @@ from parbake.images.registry.strictjson import DOCUMENT
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from parbake.core.events import Events
+    from parbake.core.events import Events, Task
+    from parbake.core.sources import Readable
 
+
+_PIECE: Final = 1 << 20
 _LAYER_LABEL: Final = "containerd.io/gc.ref.content.l."
 
 
@@ -229,3 +232,77 @@ def _search(
             if rest is not None:
                 return [(start, body), *rest]
     return None
+
+
+def pieces(stream: Readable, task: Task) -> Iterator[bytes]:
+    """Yield a stream in pieces of one MiB and count them."""
+    buffer = memoryview(bytearray(_PIECE))
+    while count := stream.readinto(buffer):
+        task.advance(count)
+        yield bytes(buffer[:count])
+
+
+class Endable:
+    """A stream that ends with Interrupted once the fill is over: nobody waits for gigabytes after an error."""
+
+    def __init__(self, stream: Readable, over: threading.Event) -> None:
+        self._stream, self._over = stream, over
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Fill the start of ``buffer`` (``sources.Readable``)."""
+        if self._over.is_set():
+            raise Interrupted("the fill ended early")
+        return self._stream.readinto(buffer)
+
+
+class Tee:
+    """Hands what the engine receives to a writer in another thread, as an iterable; a context manager.
+
+    The engine's ``keep`` takes any object with ``write``. A writer that ends early (the blob is there) is not an error.
+    """
+
+    def __init__(self, writer: Callable[[Iterator[bytes]], None]) -> None:
+        self._writer = writer
+        self._queue: Queue[bytes | None] = Queue(8)
+        self._ended = threading.Event()
+        self._failure: BaseException | None = None
+        self._whole = False
+        self._thread = threading.Thread(target=self._run, name="keep-layer")
+
+    def write(self, data: memoryview) -> int:
+        """Pass on a copy of ``data``."""
+        self._put(bytes(data))
+        return len(data)
+
+    def _put(self, piece: bytes | None) -> None:
+        while not self._ended.is_set():
+            try:
+                self._queue.put(piece, timeout=0.1)
+            except Full:
+                continue
+            return
+
+    def _iterate(self) -> Iterator[bytes]:
+        while (piece := self._queue.get()) is not None:
+            yield piece
+        if not self._whole:
+            raise Interrupted("the layer ended early")
+
+    def _run(self) -> None:
+        try:
+            self._writer(self._iterate())
+        except BaseException as error:  # noqa: BLE001 (a thread has no caller: __exit__ raises it)
+            self._failure = error
+        finally:
+            self._ended.set()
+
+    def __enter__(self) -> Tee:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._whole = kind is None
+        self._put(None)
+        self._thread.join()
+        if self._failure is not None and kind is None:
+            raise self._failure

@@ -1,7 +1,9 @@
 """From a name's document to an image: the same rules for a registry and for a layout on disk.
 
 Sources: OCI image specification (image-index.md, config.md "Layer ChainID"), containerd core/images (which entry of an
-index is taken), RFC 1952 (gzip's ISIZE), RFC 8878 (zstd's frame header).
+index is taken) and platforms (``Normalize``, ``Only``: arm falls back to older variants, amd64 to lower levels and at
+last to 386, arm64 to its older variants and at last to 32-bit arm), RFC 1952 (gzip's ISIZE), RFC 8878 (zstd's frame
+header).
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ from parbake.core.errors import BadContent, NoSuchImage
 from parbake.core.model import Descriptor, Image, Layer, Platform
 from parbake.core.reference import Reference
 from parbake.images.bounds import most_inflated
-from parbake.images.registry import platforms
 from parbake.images.registry.documents import (
     CONFIG_LIMIT,
     DEEPEST,
@@ -34,6 +35,10 @@ from parbake.images.registry.documents import (
     sha256,
 )
 
+_ARCHITECTURES = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "i386": "386"}
+_OLDEST_ARM = 5
+# Armv9.x implements all of Armv8.(x+5) (Arm architecture reference manual, supplement for A-profile).
+_V9_IS_V8 = 5
 _MOST_ENTRIES = 1000
 # Deflate shrinks at most 1032:1, but a layer that shrinks more than this is less likely than a wrong guess.
 _PLAUSIBLE_RATIO = 40
@@ -89,7 +94,7 @@ def resolve(
     """
     what = str(reference)
     store = _Counting(store, what)
-    wanted = platforms.acceptable(platform)
+    wanted = acceptable(platform)
     seen: list[Platform] = []
     for document, entry in _candidates(store, what, top, wanted, seen):
         manifest = document.content
@@ -101,7 +106,7 @@ def resolve(
         hints = [store.submit(_raw_size_of(store, layer)) for layer in manifest.layers]
         config = read_config(what, store.small(manifest.config.descriptor, CONFIG_LIMIT))
         actual = _platform(entry, config, platform)
-        if platforms.rank(wanted, actual) is None:
+        if rank(wanted, actual) is None:
             seen.append(actual)
             continue
         return Image(
@@ -132,7 +137,7 @@ def _collect(store: DocumentStore, what: str, document: FetchedDocument, found: 
         check_image(what, document.content)
         config = read_config(what, store.small(document.content.config.descriptor, CONFIG_LIMIT))
         if config.architecture:
-            found.append(platforms.normalise(config.os, config.architecture, config.variant or ""))
+            found.append(normalise(config.os, config.architecture, config.variant or ""))
         return
     for entry in _entries(what, document.content, depth):
         if entry.platform is not None and entry.platform.architecture:
@@ -160,7 +165,7 @@ def _candidates(
     for entry in _entries(what, document.content, depth):
         place: int | None = len(wanted)  # without a platform: last, after a look into the config
         if entry.platform is not None and entry.platform.architecture:
-            place = platforms.rank(tuple(wanted), _spelled(entry))
+            place = rank(tuple(wanted), _spelled(entry))
             if place is None:
                 seen.append(_spelled(entry))
         if place is not None:
@@ -191,9 +196,7 @@ def _is_image(manifest: Manifest) -> bool:
 
 def _spelled(entry: IndexEntry) -> Platform:
     words = entry.platform
-    return (
-        platforms.normalise(words.os, words.architecture, words.variant or "") if words else Platform(architecture="")
-    )
+    return normalise(words.os, words.architecture, words.variant or "") if words else Platform(architecture="")
 
 
 def _platform(entry: IndexEntry | None, config: Config, wanted: Platform) -> Platform:
@@ -202,7 +205,7 @@ def _platform(entry: IndexEntry | None, config: Config, wanted: Platform) -> Pla
         return _spelled(entry)
     if not config.architecture:
         return wanted  # an old or hand-made image that does not say: taken at the user's word
-    return platforms.normalise(config.os, config.architecture, config.variant or "")
+    return normalise(config.os, config.architecture, config.variant or "")
 
 
 def _layers(what: str, manifest: Manifest, config: Config, raw_sizes: Sequence[int]) -> tuple[Layer, ...]:
@@ -272,3 +275,57 @@ def zstd_raw_size(header: bytes, size: int) -> int:
 def _fits(raw: int, size: int) -> bool:
     """Whether ``raw`` bytes can become ``size``: what does not compress grows by headers and a little a block."""
     return raw + raw // 1000 + 64 >= size
+
+
+def normalise(os: str, architecture: str, variant: str = "") -> Platform:
+    """Return the one spelling of a platform: arm64/v8 is arm64, amd64/v1 is amd64, arm is arm/v7."""
+    os, architecture, variant = os.lower(), architecture.lower(), variant.lower()
+    architecture = _ARCHITECTURES.get(architecture, architecture)
+    if architecture in {"armhf", "armel"}:
+        architecture, variant = "arm", "v7" if architecture == "armhf" else "v6"
+    if architecture in {"arm", "arm64"}:
+        variant = f"v{variant}" if variant[:1].isdecimal() else variant
+        variant = variant.removesuffix(".0")
+    if architecture == "arm" and not variant:
+        variant = "v7"
+    if architecture == "386" or (architecture, variant) in {("amd64", "v1"), ("arm64", "v8")}:
+        variant = ""
+    return Platform(os=os or "linux", architecture=architecture, variant=variant)
+
+
+def acceptable(platform: Platform) -> tuple[Platform, ...]:
+    """Return the platforms that run on ``platform``, best first: in containerd's order, as a pull chooses."""
+    wanted = normalise(platform.os, platform.architecture, platform.variant)
+    pairs = [(wanted.architecture, wanted.variant)]
+    match wanted.architecture:
+        case "amd64":
+            pairs += [("amd64", f"v{level}") for level in range(_number(wanted.variant) - 1, 0, -1)]
+            pairs.append(("386", ""))
+        case "arm":
+            pairs += [("arm", f"v{version}") for version in range(_number(wanted.variant) - 1, _OLDEST_ARM - 1, -1)]
+        case "arm64":
+            pairs += _older_arm64(wanted.variant)
+            pairs += [("arm", f"v{version}") for version in range(8, _OLDEST_ARM - 1, -1)]
+    found = [normalise(wanted.os, architecture, variant) for architecture, variant in pairs]
+    return tuple(dict.fromkeys(found))
+
+
+def rank(wanted: tuple[Platform, ...], candidate: Platform) -> int | None:
+    """Return the place of ``candidate`` in what ``acceptable`` returned; None when it does not run there."""
+    return wanted.index(candidate) if candidate in wanted else None
+
+
+def _older_arm64(variant: str) -> list[tuple[str, str]]:
+    major, _, minor = (variant or "v8").removeprefix("v").partition(".")
+    if not (major.isdecimal() and (minor or "0").isdecimal()):
+        return []
+    step = int(minor or 0)
+    if major == "9":
+        older = [f"v9.{number}" for number in range(step - 1, -1, -1)]
+        return [("arm64", name) for name in (*older, *(f"v8.{number}" for number in range(step + _V9_IS_V8, -1, -1)))]
+    return [("arm64", f"v{major}.{number}") for number in range(step - 1, -1, -1)]
+
+
+def _number(variant: str) -> int:
+    digits = variant.removeprefix("v")
+    return int(digits) if digits.isdecimal() and len(digits) < 3 else 0

@@ -16,7 +16,7 @@ from parbake.core.reference import Reference
 from parbake.images.build import BuildPlace, DockerTool, choose
 from parbake.images.build.build import build
 from parbake.images.build.common import push_error
-from parbake.images.build.registries import is_insecure, registries_conf
+from parbake.images.build.containers import is_insecure, registries_conf
 from standins.contexts import spec, write_files
 from standins.images import image, layer, write_layout
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from parbake.core.model import Platform
-from parbake.images.registry import platforms
+from parbake.images.registry.resolve import acceptable, normalise
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ from parbake.images.registry import platforms
     ],
 )
 def test_one_spelling(words: tuple[str, str, str], expected: str) -> None:
-    assert str(platforms.normalise(*words)) == expected
+    assert str(normalise(*words)) == expected
 
 
 @pytest.mark.parametrize(
@@ -44,10 +44,10 @@ def test_one_spelling(words: tuple[str, str, str], expected: str) -> None:
     ],
 )
 def test_the_order_of_what_runs(platform: str, expected: list[str]) -> None:
-    assert [str(found) for found in platforms.acceptable(Platform.parse(platform))] == expected
+    assert [str(found) for found in acceptable(Platform.parse(platform))] == expected
 
 
 def test_newer_arm_runs_older() -> None:
-    names = [str(found) for found in platforms.acceptable(Platform.parse("linux/arm64/v9.1"))]
+    names = [str(found) for found in acceptable(Platform.parse("linux/arm64/v9.1"))]
     assert names[:4] == ["linux/arm64/v9.1", "linux/arm64/v9", "linux/arm64/v8.6", "linux/arm64/v8.5"]
     assert "linux/arm64" in names
