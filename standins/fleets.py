@@ -21,14 +21,17 @@ from typing import Any, Self
 
 import pytest
 from temporalio.client import Client
+from temporalio.worker import Replayer
 
 from parbake.core.events import Events
 from parbake.core.run import Deadline, Process
 from parbake.fleet.engine import local, rollouts, runs
+from parbake.fleet.engine import workflows as workflows_of_runs
 from parbake.fleet.engine.connect import Engine, connect
 from parbake.fleet.engine.rollout_tasks import SignOff
 from parbake.fleet.engine.rollouts import RolloutStatus
 from parbake.fleet.engine.tasks import Destination, Progress, Root, RunRequest, bake_id
+from parbake.fleet.engine.waves import Rollout
 from standins.adopted import Program
 from standins.fleet_program import key_of
 from standins.loopback import free_port
@@ -111,14 +114,14 @@ class Fleet:
 
     def end(self, name: str = "shop") -> Progress:
         """Wait for the end of a run."""
-        return self.ask(lambda client: runs.follow(client, name, lambda _: None))
+        return self.ask(lambda client: runs.follow(client, name, str(self.store), lambda _: None))
 
     def run(self, cells: list[str], *, name: str = "shop", **more: Any) -> Progress:
         self.start(cells, name=name, **more)
         return self.end(name)
 
     def status(self, name: str = "shop") -> runs.Status:
-        return self.ask(lambda client: runs.status(client, name))
+        return self.ask(lambda client: runs.status(client, name, str(self.store)))
 
     def waves(self, *waves: dict[str, Any], windows: Sequence[str] = (), on_failure: str = "pause") -> None:
         """Say which targets are in which wave: ``{"name": "canary", "targets": ["a/one"], "soak": 1}``."""
@@ -160,7 +163,7 @@ class Fleet:
         return path.read_text().splitlines() if path.exists() else []
 
     def rollout(self, name: str = "shop") -> RolloutStatus:
-        found = self.ask(lambda client: rollouts.status(client, name))
+        found = self.ask(lambda client: rollouts.status(client, name, str(self.store)))
         assert found
         return found
 
@@ -168,7 +171,7 @@ class Fleet:
         """Wait until the last rollout is in a state."""
 
         def reached() -> bool:
-            found = self.ask(lambda client: rollouts.status(client, name))
+            found = self.ask(lambda client: rollouts.status(client, name, str(self.store)))
             return found is not None and found.state == state
 
         self.wait_until(reached, f"a rollout that is {state}")
@@ -187,6 +190,18 @@ class Fleet:
 
     def approve(self, wave: str = "", by: str = "ann", name: str = "shop") -> str:
         return self.ask(lambda client: rollouts.approve(client, name, SignOff(wave, by, "here")))
+
+    def replay(self) -> None:
+        """Replay the history of each run and rollout; raises NondeterminismError where it would do something else."""
+
+        async def go(client: Client) -> None:
+            workflows = [workflows_of_runs.Fleet, workflows_of_runs.Bake, Rollout]
+            replayer = Replayer(workflows=workflows, namespace=client.namespace, data_converter=client.data_converter)
+            async for each in client.list_workflows("WorkflowType != 'Bake'"):  # of which there are many, and short
+                handle = client.get_workflow_handle(each.id, run_id=each.run_id)
+                await replayer.replay_workflow(await handle.fetch_history())
+
+        self.ask(go)
 
     def end_all(self) -> None:
         """End all runs that a test has left, so that they are nothing of the next one's."""

@@ -29,16 +29,24 @@ def begin(address: str, name: str, now: Begun, *, before: str = "", again: bool 
     """
     from parbake.records.store import open_store, state_of  # workers start without it
 
-    store, path = open_store(address), f"begun/{name}.json"
+    store, path = open_store(address), _path(name)
     held = state_of(store, path)
-    last = _read(held.content) if held else None
-    if last and last.run == now.run:  # a second try
+    known = _read(held.content) if held else None
+    if known and known.run == now.run:  # a second try
         return
-    if last and not (last.run == before and last.at == now.at):
-        need_newer(name, last, now, again=again)
+    if known and not (known.run == before and known.at == now.at):
+        need_newer(name, known, now, again=again)
     content = json.dumps(asdict(now)).encode()
     if not (store.replace(path, content, held.version) if held else store.add(path, content)):
         raise Moved(f"another {name} begins in this moment")
+
+
+def last(address: str, name: str) -> Begun | None:
+    """Return what was begun last; None where nothing was, or somebody has broken the note."""
+    from parbake.records.store import open_store, state_of
+
+    held = state_of(open_store(address), _path(name))
+    return _read(held.content) if held else None
 
 
 def need_newer(name: str, last: Begun, now: Begun, *, again: bool) -> None:
@@ -53,6 +61,10 @@ def need_newer(name: str, last: Begun, now: Begun, *, again: bool) -> None:
             f"{name}: what is to be rolled out is of {now.made}, and what was rolled out last is newer, of {last.made}",
             hint="`parbake fleet run` makes a newer one; `parbake fleet rollout --again` rolls out the older one",
         )
+
+
+def _path(name: str) -> str:
+    return f"begun/{name}.json"
 
 
 def _read(content: bytes) -> Begun | None:

@@ -18,6 +18,7 @@ from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Worker
 
 from parbake.fleet.engine.calls import Answering
+from parbake.fleet.engine.messages import Told
 from parbake.fleet.engine.rollout_tasks import (
     Approval,
     AuditRequest,
@@ -105,10 +106,22 @@ class Silent(Answering):
         others = super().intercept_activity(next)
 
         class Nothing(ActivityInboundInterceptor):
-            async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002  # the library's
-                return None if activity.info().activity_type == "gate" else await others.execute_activity(input)
+            async def execute_activity(_, input: ExecuteActivityInput) -> Any:  # noqa: A002, N805  # the library's
+                return (
+                    self.answer() if activity.info().activity_type == "gate" else await others.execute_activity(input)
+                )
 
         return Nothing(next)
+
+    def answer(self) -> None:
+        """Say what this answers."""
+
+
+class Denying(Silent):
+    """The same, who says that it has failed."""
+
+    def answer(self) -> None:
+        raise ApplicationError("no", "hint", [], "gate/of/another", type="VerificationFailed", non_retryable=True)
 
 
 def rolled_out(targets: Targets, go: Go, answering: type[Answering] = Answering) -> tuple[RolloutState, timedelta]:
@@ -157,12 +170,34 @@ def test_a_rollout_that_nobody_approves_in_time_goes_back_after_eleven_days() ->
     assert any("it was not approved in time" in entry.text for entry in ended.story)
 
 
-def test_an_empty_answer_is_no_yes_of_a_gate() -> None:
+@pytest.mark.parametrize("answering", [Silent, Denying])
+def test_an_answer_without_the_key_is_neither_a_yes_nor_a_no_of_a_gate(answering: type[Answering]) -> None:
+    """Neither is the next wave written nor the first one returned, also where that is what a no leads to."""
     targets = Targets("rollback")
-    ended, _ = rolled_out(targets, nothing, Silent)
+
+    async def look(world: WorkflowEnvironment, handle: WorkflowHandle[Rollout, RolloutState]) -> None:
+        await world.sleep(timedelta(days=9))
+        now = await handle.query(Rollout.progress, "")
+        said = "nobody asks the gate: somebody without the fleet's key has answered for a worker (gate)"
+        assert now.paused == f"canary: {said}"
+        assert targets.did == ["write one"]
+        told = Told("back", f"{handle.first_execution_run_id}/{now.generation}", "ann")
+        await handle.execute_update(Rollout.back, told)
+
+    ended, _ = rolled_out(targets, look, answering)
     assert ended.state == "rolled-back"
-    assert "write two" not in targets.did
-    assert any("somebody without the fleet's key has answered" in entry.text for entry in ended.story)
+
+
+def test_a_gate_that_says_no_returns_what_was_written() -> None:
+    class No(Targets):
+        @activity.defn(name="gate")
+        async def gate(self, _: GateRequest) -> None:
+            raise ApplicationError("too many errors", type="VerificationFailed", non_retryable=True)
+
+    targets = No("rollback")
+    ended, _ = rolled_out(targets, nothing)
+    assert ended.state == "rolled-back"
+    assert any("the gate says no: too many errors" in entry.text for entry in ended.story)
 
 
 def test_an_approval_after_ten_days_lets_the_next_wave_begin() -> None:

@@ -222,7 +222,7 @@ def test_whoever_drains_does_not_mind_that_the_run_is_cancelled(shared: Fleet) -
     shared.ask(lambda client: runs.cancel(client, "given-up"))
     assert shared.ask(lambda client: runs.outlast(client, "given-up")) is None
     with pytest.raises(Interrupted, match="the run of given-up was cancelled"):
-        shared.ask(lambda client: runs.follow(client, "given-up", lambda _: None))
+        shared.ask(lambda client: runs.follow(client, "given-up", str(shared.store), lambda _: None))
 
 
 def test_what_began_under_a_version_ends_under_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,7 +127,7 @@ def test_what_fails_waits_for_somebody_who_goes_on_or_back(fleet: Fleet) -> None
     assert found.progress.paused == "canary: the gate says no: errors: too many errors"
     fleet.run(["c@amd64"], name="mend")
     with pytest.raises(InputError, match=r"the rollout of .* is under way, and only one can run at a time"):
-        fleet.ask(lambda client: _start(client, "mend"))
+        fleet.ask(lambda client: _start(client, fleet, "mend"))
     fleet.target("canary.no").unlink()
     fleet.ask(lambda client: rollouts.resume(client, "mend", "by ann"))
     fleet.wait_until(lambda: "three says no" in _paused(fleet, "mend"), "the second pause")
@@ -135,7 +135,7 @@ def test_what_fails_waits_for_somebody_who_goes_on_or_back(fleet: Fleet) -> None
     fleet.target("four.slow").touch()
     fleet.ask(lambda client: rollouts.resume(client, "mend", "by ann"))
     fleet.wait_until(lambda: f"write four {B}" in fleet.written(), "the last target")
-    fleet.ask(lambda client: rollouts.back(client, "mend", "ann wants it back"))
+    fleet.ask(lambda client: rollouts.back(client, "mend", str(fleet.store), "ann wants it back"))
     with pytest.raises(InputError, match=r"goes back already|no rollout of mend is under way"):
         fleet.ask(
             lambda client: rollouts._updated(client, "mend", Rollout.back, lambda about: Told("back", about, "again"))
@@ -147,8 +147,8 @@ def test_what_fails_waits_for_somebody_who_goes_on_or_back(fleet: Fleet) -> None
     ]  # fmt: skip
 
 
-async def _start(client: Client, name: str) -> str:
-    return await rollouts.start(client, await runs.made(client, name))
+async def _start(client: Client, fleet: Fleet, name: str) -> str:
+    return await rollouts.start(client, await runs.made(client, name, str(fleet.store)))
 
 
 def _paused(fleet: Fleet, name: str) -> str:
@@ -175,18 +175,18 @@ def test_a_pause_holds_within_one_target_and_what_has_ended_can_be_returned(flee
     fleet.ask(lambda client: rollouts.cancel(client, "pause"))
     fleet.until("canceled", "pause")
     fleet.target("two.refuses").touch()
-    fleet.ask(lambda client: rollouts.back(client, "pause", "ann wants it back"))
+    fleet.ask(lambda client: rollouts.back(client, "pause", str(fleet.store), "ann wants it back"))
     found = fleet.until("rolled-back", "pause").progress
     assert found
     assert found.noted == ["a/two"], "what cannot be returned does not keep the others from it"
     assert fleet.target("one").read_text() == "old"
     fleet.target("two.refuses").unlink()
     fleet.target("two").write_text("of somebody else")
-    fleet.ask(lambda client: rollouts.back(client, "pause", "again"))
+    fleet.ask(lambda client: rollouts.back(client, "pause", str(fleet.store), "again"))
     fleet.wait_until(lambda: _is_back(fleet.rollout("pause")), "the second way back")
     assert fleet.target("two").read_text() == "of somebody else"
     with pytest.raises(InputError, match="has written nothing that could be returned"):
-        fleet.ask(lambda client: rollouts.back(client, "pause", "once more"))
+        fleet.ask(lambda client: rollouts.back(client, "pause", str(fleet.store), "once more"))
 
 
 def _is_back(status: rollouts.RolloutStatus) -> bool:
@@ -216,7 +216,7 @@ def test_a_rollout_after_one_that_was_cancelled_is_a_new_one(fleet: Fleet) -> No
     fleet.run(CELLS, name="anew", rollout=True)
     first = fleet.until("approval", "anew")
     fleet.ask(lambda client: rollouts.cancel(client, "anew"))
-    fleet.ask(lambda client: _start(client, "anew"))
+    fleet.ask(lambda client: _start(client, fleet, "anew"))
     second = fleet.until("approval", "anew")
     assert second.started_at > first.started_at
     assert fleet.written() == [f"write one {A}"], "what was not approved is not written, whoever begins anew"
@@ -226,9 +226,9 @@ def test_a_rollout_after_one_that_was_cancelled_is_a_new_one(fleet: Fleet) -> No
 
 def test_what_there_is_not_is_told(fleet: Fleet) -> None:
     with pytest.raises(InputError, match="there was no rollout of nobody yet"):
-        fleet.ask(lambda client: rollouts.back(client, "nobody", ""))
+        fleet.ask(lambda client: rollouts.back(client, "nobody", str(fleet.store), ""))
     with pytest.raises(InputError, match="there was no run of nobody yet"):
-        fleet.ask(lambda client: _start(client, "nobody"))
+        fleet.ask(lambda client: _start(client, fleet, "nobody"))
     fleet.waves(CANARY)
     ended = fleet.run([*CELLS, "wrong"], name="bad", rollout=True)
     assert "started no rollout: 1 of 3 cells have failed, or are in quarantine" in ended.rollout
@@ -286,6 +286,12 @@ def test_the_commands_tell_and_ask(
     page = tmp_path / "fleet.html"
     assert "wrote " in said("report", "--output", str(page), "--progress", "none")
     assert "was rolled back" in page.read_text()
+    note = fleet.store / "begun/rollout/cli.json"
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"made": "2100-01-01"}))
+    older = parbake("rollout", "--wait", "--progress", "none", code=3)
+    assert older["state"] == "rolled-back", "the last one is still the last that has begun"
+    assert "what was rolled out last is newer, of 2100-01-01" in older["problem"]
+    assert parbake("rollout", "--again", "--wait", "--progress", "none")["state"] == "approval"
     where[1] = str(tmp_path / "nowhere")
     assert "The engine could not be asked" in said("report", "--output", str(page), "--progress", "none")
 
@@ -324,7 +330,7 @@ def test_deaths_in_every_state_change_nothing(tmp_path: Path, monkeypatch: pytes
             fleet.work(1, slots=4)
 
         def wave_is(state: str) -> bool:
-            found = fleet.ask(lambda client: rollouts.status(client, "shop"))
+            found = fleet.ask(lambda client: rollouts.status(client, "shop", str(fleet.store)))
             return bool(found and found.progress and found.progress.waves and found.progress.waves[0].state == state)
 
         fleet.work(1, slots=4)
@@ -353,7 +359,7 @@ def test_deaths_in_every_state_change_nothing(tmp_path: Path, monkeypatch: pytes
         fleet.wait_until(lambda: f"write last {A}" in fleet.written(), "the last target")
         writes = [line for line in fleet.written() if line.startswith("write")]
         assert sorted(writes) == sorted([f"write one {A}", *(f"write {n} {B}" for n in range(8)), f"write last {A}"])
-        fleet.ask(lambda client: rollouts.back(client, "shop", "ann wants it back"))
+        fleet.ask(lambda client: rollouts.back(client, "shop", str(fleet.store), "ann wants it back"))
         fleet.wait_until(lambda: any(line.startswith("back") for line in fleet.written()), "the way back")
         die()
         found = fleet.until("rolled-back").progress
@@ -409,7 +415,7 @@ def test_pruning_spares_what_a_rollout_needs(fleet: Fleet) -> None:
     assert found["of-before"] == "one of a/parbake.yaml in the fleet needs would go back to it"
     assert found[key].startswith("the last rollout of the fleet ")
     assert found[key_of(CELLS[1])[:32]]
-    fleet.ask(lambda client: rollouts.back(client, "needs", "ann wants it back"))
+    fleet.ask(lambda client: rollouts.back(client, "needs", str(fleet.store), "ann wants it back"))
     fleet.until("rolled-back", "needs")
     assert "of-before" in needed(store), "who has gone back may want to do so again"
 

@@ -23,10 +23,11 @@ pytestmark = pytest.mark.slow(60)
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """One engine with two workers, for tests that leave them alive."""
+    """One engine with two workers, for tests that leave them alive; what they have done is done the same again."""
     with Fleet(tmp_path_factory.mktemp("fleet")) as fleet:
         fleet.work(2)
         yield fleet
+        fleet.replay()
 
 
 def test_a_run_brings_every_cell_to_its_end_and_the_next_one_does_nothing(shared: Fleet) -> None:

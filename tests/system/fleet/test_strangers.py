@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
+import sysconfig
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import pytest
+from temporalio import activity, workflow
 from temporalio.api.common.v1 import Payload
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.taskqueue.v1 import TaskQueue
@@ -13,18 +20,37 @@ from temporalio.api.workflowservice.v1 import PollActivityTaskQueueRequest
 from temporalio.client import Client, WorkflowFailureError, WorkflowUpdateFailedError
 from temporalio.common import RawValue
 from temporalio.exceptions import ApplicationError
+from temporalio.testing import ActivityEnvironment, WorkflowEnvironment
+from temporalio.worker import Worker
 
-from parbake.core.errors import EngineUnreachable
-from parbake.fleet.engine import rollouts
+from parbake.core.errors import EngineUnreachable, FleetIncomplete
+from parbake.fleet.engine import rollouts, runs
+from parbake.fleet.engine.activities import Activities
+from parbake.fleet.engine.calls import Answering
 from parbake.fleet.engine.facts import Facts, fingerprint
 from parbake.fleet.engine.handles import answer
 from parbake.fleet.engine.queues import pollers
 from parbake.fleet.engine.sealing import read_keys
+from parbake.fleet.engine.tasks import (
+    Baked,
+    BakeRequest,
+    BeginRequest,
+    Counts,
+    Place,
+    Planned,
+    PlanRequest,
+    Progress,
+    Root,
+    RunRequest,
+    bake_id,
+)
+from parbake.fleet.engine.ticks import Tick
 from parbake.fleet.engine.workflows import Fleet as Run
 from standins.fleets import Fleet
 
 pytestmark = pytest.mark.slow(60)
 
+SERVER = Path(sysconfig.get_path("scripts")) / "temporal-test-server"
 CELLS = ["a@amd64"]
 CANARY = {"name": "canary", "targets": ["a/one"], "approve": {"by": [], "count": 1, "within": None}}
 REST = {"name": "rest", "targets": ["a/two"]}
@@ -97,7 +123,6 @@ def test_what_was_said_and_asked_for_before_does_nothing_again(fleet: Fleet) -> 
     fleet.approve("canary")
     fleet.until("completed")
     written = fleet.written()
-    fleet.newer("")
 
     async def asks_again(client: Client) -> None:
         other = await stranger(client)
@@ -115,6 +140,13 @@ def test_what_was_said_and_asked_for_before_does_nothing_again(fleet: Fleet) -> 
 
     fleet.ask(asks_again)
     assert fleet.written() == written
+    last = fleet.rollout()
+    assert last.state == "completed", "the last one is the last that has begun"
+    assert last.problem.startswith("one that was asked for later did not begin: rollout/shop was asked for at")
+    assert fleet.status().state == "completed"
+    assert "the last one was of" in fleet.run(CELLS, name="shop", rollout=True).rollout
+    fleet.ask(lambda client: rollouts.back(client, "shop", str(fleet.store), "ann wants it back"))
+    assert fleet.until("rolled-back").progress.noted == []  # type: ignore[union-attr]
 
 
 def test_an_answer_counts_only_for_the_run_that_was_asked(fleet: Fleet) -> None:
@@ -129,6 +161,68 @@ def test_an_answer_counts_only_for_the_run_that_was_asked(fleet: Fleet) -> None:
             await answer(handle, Run.keys, "another")
 
     fleet.ask(asks)
+
+
+@workflow.defn(name="Bake", sandboxed=False)
+class OlderBake:
+    """A bake whose end somebody has answered with what an older run of the same id has said."""
+
+    @workflow.run
+    async def run(self, _: BakeRequest) -> Baked:
+        return Baked("a.raw", verified=True, changed=True, run=str(uuid4()))
+
+
+@workflow.defn(name="Fleet", sandboxed=False)
+class OlderRun:
+    """The same of a run."""
+
+    @workflow.run
+    async def run(self, _: RunRequest) -> Progress:
+        return Progress(Counts(baked=1), 1, run=str(uuid4()))
+
+
+class Plans:
+    """Activities of a run that has one cell to bake, and those of a tick."""
+
+    @activity.defn
+    async def begin(self, _: BeginRequest) -> None:
+        """Let it begin."""
+
+    @activity.defn
+    async def plan(self, request: PlanRequest) -> list[Planned]:
+        return [Planned(cell, cell, "linux/amd64", "bake", "k") for cell in request.cells]
+
+    @activity.defn
+    async def prepare(self, place: Place) -> RunRequest:
+        return RunRequest(place.fleet, "fleet.yaml", Root("/x"), "/store", ["a"])
+
+
+def test_what_an_older_run_has_ended_with_is_not_the_end_of_this_one() -> None:
+    """Not for the run that has begun the bake, nor for one that has joined it, nor for who waits for a run."""
+    plans, said = Plans(), "somebody without the fleet's key has answered for a worker"
+
+    async def go() -> None:
+        async with await WorkflowEnvironment.start_time_skipping(test_server_existing_path=str(SERVER)) as world:
+            client: Client = world.client
+            do: list[Any] = [plans.begin, plans.plan, plans.prepare]
+            asked = RunRequest("shop", "fleet.yaml", Root("/x"), "/store", ["a"])
+            sound = Worker(
+                client, task_queue="control", workflows=[Run, OlderBake], activities=do, interceptors=[Answering()]
+            )
+            async with sound:
+                ended = await client.execute_workflow(Run.run, asked, id="fleet/shop", task_queue="control")
+                assert [each.message for each in ended.failed] == [f"{said} (bake)"]
+                with pytest.raises(ApplicationError, match=re.escape(f"{said} (bake)")):
+                    await ActivityEnvironment().run(Activities(client).join, bake_id("k", "/store"))
+            async with Worker(
+                client, task_queue="control", workflows=[Tick, OlderRun], activities=do, interceptors=[Answering()]
+            ):
+                tick = client.execute_workflow(Tick.run, Place("shop", "fleet.yaml"), id="tick", task_queue="control")
+                assert await tick == f"{said} (run)"
+                with pytest.raises(FleetIncomplete, match=re.escape(f"{said} (run)")):
+                    await runs.outlast(client, "shop")
+
+    asyncio.run(go())
 
 
 def test_a_stranger_who_names_another_key_keeps_no_worker_from_starting(fleet: Fleet) -> None:

@@ -72,7 +72,7 @@ def test_a_newer_generation_takes_the_place_and_the_way_back_leads_to_what_was_g
     fleet.until("approval", "next")
     assert held(fleet)["one"] == art("a", "3")
     assert "has started no rollout: the last one was of" in run(fleet, "next", "3")
-    fleet.ask(lambda client: rollouts.back(client, "next", "ann on desk wants it back"))
+    fleet.ask(lambda client: rollouts.back(client, "next", str(fleet.store), "ann on desk wants it back"))
     found = fleet.until("rolled-back", "next").progress
     assert found
     assert found.noted == []

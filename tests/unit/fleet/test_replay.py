@@ -21,13 +21,6 @@ from parbake.fleet.engine.workflows import Bake, Fleet
 from standins.fleet_histories import FOLDER, KEY
 
 HISTORIES = sorted(FOLDER.glob("*/*.json"))
-PATHS = {
-    "fleet", "fleet-cancelled", "fleet-joined-cancelled", "fleet-paused",
-    "bake", "bake-refused", "bake-quarantined", "bake-cancelled",
-    "fleet-rolled-out", "rollout", "rollout-cancelled", "rollout-back-by-itself", "rollout-back-after-its-end",
-    "rollout-paused-and-back-by-hand", "fleet-placed", "fleet-not-placed", "fleet-supersedes", "rollout-superseded",
-    "rollout-back-past-what-was-superseded",
-}  # fmt: skip
 
 
 def replay(path: Path, *workflows: type) -> None:
@@ -43,8 +36,9 @@ def test_a_recorded_history_goes_on(path: Path) -> None:
     replay(path, Fleet, Bake, Rollout)
 
 
-def test_this_version_has_a_history_of_each_path() -> None:
-    assert {path.stem for path in HISTORIES if path.parent.name == __version__} == PATHS
+def test_this_version_has_a_history_of_each_workflow() -> None:
+    """Of their other paths, the tests on the real engine replay what they have done."""
+    assert {path.stem for path in HISTORIES if path.parent.name == __version__} == {"bake", "fleet", "rollout"}
 
 
 def test_histories_are_short() -> None:

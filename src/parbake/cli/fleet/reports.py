@@ -75,7 +75,7 @@ def _story(fleet: Fleet, state: Path | None, file: Path) -> Result:
     async def ask(client: Client) -> RolloutStatus | None:
         from parbake.fleet.engine import rollouts
 
-        return await rollouts.status(client, fleet.name)
+        return await rollouts.status(client, fleet.name, fleet.store)
 
     found, silence = None, ParbakeError("")
     try:
@@ -122,10 +122,10 @@ def report(
         from parbake.fleet.engine import rollouts, runs
 
         try:
-            run = await runs.status(client, fleet.name)
+            run = await runs.status(client, fleet.name, fleet.store)
         except InputError:
             run = None  # there was none yet
-        return run, await rollouts.status(client, fleet.name)
+        return run, await rollouts.status(client, fleet.name, fleet.store)
 
     run, rollout, silence = None, None, ""
     try:

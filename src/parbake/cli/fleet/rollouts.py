@@ -81,7 +81,7 @@ def rollout(
         from parbake.fleet.engine import rollouts, runs
 
         newer = fleet.rollout is not None and fleet.rollout.when_newer == "supersede"
-        made = await runs.made(client, fleet.name, whoever())
+        made = await runs.made(client, fleet.name, fleet.store, whoever())
         return await rollouts.start(client, replace(made, again=again), supersede=newer)
 
     started = asked(state, file, start)
@@ -89,17 +89,17 @@ def rollout(
         return Result(
             {"rollout": started}, lambda: f"{started} is under way: `parbake fleet status` shows how far it is"
         )
-    return _as_it_goes_on(fleet.name, state, file, events)
+    return _as_it_goes_on(fleet, state, file, events)
 
 
-def _as_it_goes_on(fleet: str, state: Path | None, file: Path, events: Events, since: str = "") -> Result:
+def _as_it_goes_on(fleet: Fleet, state: Path | None, file: Path, events: Events, since: str = "") -> Result:
     """Wait until the rollout ends or needs somebody."""
     found = _followed(fleet, state, file, events, since=since)
-    good = found.state in {"completed", "approval"}
-    return _ended(found, "" if good else f"the rollout of {fleet} {words.rollout(found.state)}")
+    good = found.state in {"completed", "approval"} and not found.problem
+    return _ended(found, "" if good else found.problem or f"the rollout of {fleet.name} {words.rollout(found.state)}")
 
 
-def _followed(fleet: str, state: Path | None, file: Path, events: Events, *, since: str = "") -> RolloutStatus:
+def _followed(fleet: Fleet, state: Path | None, file: Path, events: Events, *, since: str = "") -> RolloutStatus:
     """Wait until the rollout ends or needs somebody, and tell its story meanwhile, from a time on."""
 
     async def follow(client: Client) -> RolloutStatus:
@@ -114,7 +114,7 @@ def _followed(fleet: str, state: Path | None, file: Path, events: Events, *, sin
                     events.note(entry.text)
                 seen.append(entry)
 
-        return await rollouts.follow(client, fleet, on_status)
+        return await rollouts.follow(client, fleet.name, fleet.store, on_status)
 
     return asked(state, file, follow)
 
@@ -162,7 +162,7 @@ def approve(
     name = asked(state, file, go)
     message = f"rollout/{fleet.name}: {who} has approved the wave {name}"
     if wait:
-        return _as_it_goes_on(fleet.name, state, file, events, since=now)
+        return _as_it_goes_on(fleet, state, file, events, since=now)
     return Result({"rollout": f"rollout/{fleet.name}", "wave": name, "by": who}, lambda: message)
 
 
@@ -193,13 +193,15 @@ def rollback(
     async def go(client: Client) -> None:
         from parbake.fleet.engine import rollouts
 
-        await rollouts.back(client, fleet.name, f"{who} on {host} wants it back{f': {note}' if note else ''}")
+        await rollouts.back(
+            client, fleet.name, fleet.store, f"{who} on {host} wants it back{f': {note}' if note else ''}"
+        )
 
     asked(state, file, go)
     if not wait:
         name = f"rollout/{fleet.name}"
         return Result({"rollout": name, "told": "rollback"}, lambda: f"{name}: goes back")
-    found = _followed(fleet.name, state, file, events, since=now)
+    found = _followed(fleet, state, file, events, since=now)
     whole = found.state == "rolled-back" and found.progress and not found.progress.noted
     return _ended(found, "" if whole else f"some targets of {fleet.name} were not rolled back")
 

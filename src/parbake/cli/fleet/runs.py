@@ -190,7 +190,7 @@ def run(
                 if status.progress:
                     task.advance(status.progress.counts.done - task.done)
 
-            return await runs.follow(client, fleet.name, on_status)
+            return await runs.follow(client, fleet.name, fleet.store, on_status)
 
     ended = asked(state, file, to_the_end)
     failed = ended.counts.failed + ended.counts.quarantined
@@ -227,7 +227,8 @@ def status(
     async def ask(client: Client) -> tuple[Status, RolloutStatus | None]:
         from parbake.fleet.engine import rollouts, runs
 
-        return await runs.status(client, fleet.name), await rollouts.status(client, fleet.name)
+        run = await runs.status(client, fleet.name, fleet.store)
+        return run, await rollouts.status(client, fleet.name, fleet.store)
 
     if watch:
         _watched(state, file, ask, every)

@@ -26,7 +26,9 @@ from parbake.core.errors import InputError, ParbakeError, WrongStore
 from parbake.core.run import follow
 from parbake.fleet import begun, quarantine
 from parbake.fleet.engine import tasks
+from parbake.fleet.engine.calls import not_sealed
 from parbake.fleet.engine.failures import describe
+from parbake.fleet.engine.messages import first_run, is_of
 from parbake.fleet.engine.tasks import (
     Baked,
     BakeRequest,
@@ -158,12 +160,15 @@ class Activities:
         """Wait for a bake that another run has begun; False where that was cancelled."""
         async with beating({"stage": "join", "text": f"waits for {name}"}):
             try:
-                await self._client.get_workflow_handle(name).result()
+                run = first_run(await self._client.get_workflow_handle(name).describe())
+                baked = await self._client.get_workflow_handle(name, run_id=run, result_type=Baked).result()
             except WorkflowFailureError as error:
                 if is_cancelled_exception(error.cause):
                     return False
                 found = describe("", error.cause)
                 raise ApplicationError(found.message, found.hint, type=found.error, non_retryable=True) from error
+        if not is_of(run, baked):
+            raise not_sealed("bake")
         return True
 
     @activity.defn

@@ -22,9 +22,10 @@ from temporalio.client import (
     WorkflowQueryRejectedError,
 )
 from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
-from temporalio.service import RPCError
+from temporalio.service import RPCError, RPCStatusCode
 
 from parbake.core.errors import EngineUnreachable
+from parbake.fleet import begun
 from parbake.fleet.engine.messages import asked
 from parbake.fleet.engine.rollout_tasks import RolloutRequest
 from parbake.fleet.engine.sealing import of_workflow
@@ -81,6 +82,26 @@ async def _end_of(before: WorkflowHandle[Any, Any], kind: str) -> None:
             f"the {kind} before was cancelled, and has not ended within {_AN_END:.0f} s",
             hint="`parbake fleet status` shows what it waits for, `parbake fleet doctor` whether workers are running",
         ) from None
+
+
+async def last_begun(
+    client: Client, name: str, store: str
+) -> tuple[WorkflowExecutionDescription, WorkflowExecutionDescription]:
+    """Return what the engine says of the last workflow of a name that the store let begin, and of the last of all.
+
+    They are the same while that one is under way. Whoever reaches the engine can start again what was asked for before,
+    which then ends before it begins. Raises RPCError, and what asking the store raises.
+    """
+    newest = await client.get_workflow_handle(name).describe()
+    if newest.status is not WorkflowExecutionStatus.RUNNING:
+        known = await asyncio.to_thread(begun.last, store, name)
+        if known and known.run != newest.run_id:
+            try:
+                return await client.get_workflow_handle(name, run_id=known.run).describe(), newest
+            except RPCError as error:  # that was in another engine, or before its database was lost
+                if error.status not in {RPCStatusCode.NOT_FOUND, RPCStatusCode.INVALID_ARGUMENT}:
+                    raise
+    return newest, newest
 
 
 async def answer(handle: WorkflowHandle[Any, Any], query: Any, run: str) -> Any:

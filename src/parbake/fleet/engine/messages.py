@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from temporalio import workflow
 from temporalio.client import WorkflowExecutionDescription
+
+if TYPE_CHECKING:
+    from parbake.fleet.engine.tasks import Baked, Progress
 
 
 def _once() -> str:
@@ -51,15 +55,30 @@ def asked(handle_run: str) -> str:
     return f"{handle_run}/{_once()}"
 
 
+def this_run() -> str:
+    """Return the word for the result of this run, which its later parts share."""
+    return workflow.info().first_execution_run_id
+
+
+def is_of(run: str | None, result: Baked | Progress) -> bool:
+    """Whether a result is that of a run: results are sealed for the workflow's id, which other runs have had."""
+    return bool(run) and result.run == run
+
+
 def echoed(word: str) -> str:
     """Return the word for an answer of this run: nothing where another run was asked."""
     return word if word.startswith(f"{workflow.info().run_id}/") else ""
 
 
+def first_run(described: WorkflowExecutionDescription) -> str:
+    """Return the run that is looked at, whose later parts share it."""
+    return described.raw_description.workflow_execution_info.first_run_id or described.run_id
+
+
 async def about(described: WorkflowExecutionDescription) -> str:
     """Return what is said now is about: the run that is under way, and the generation of a rollout."""
     generation = str((await described.memo()).get("generation", ""))
-    return _about(described.raw_description.workflow_execution_info.first_run_id or described.run_id, generation)
+    return _about(first_run(described), generation)
 
 
 def _about(run: str, generation: str) -> str:

@@ -18,6 +18,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from parbake.core.errors import AwsNoAccess, EnvironmentProblem, ParbakeError, VerificationFailed
 from parbake.fleet import audit
 from parbake.fleet.engine.activities import failure
+from parbake.fleet.engine.handles import last_begun
 from parbake.fleet.engine.rollout_tasks import (
     AuditRequest,
     GateRequest,
@@ -88,10 +89,10 @@ class RolloutActivities(ScheduleActivities):
         return await asyncio.to_thread(until_open, request.windows, datetime.fromisoformat(request.now))
 
     @activity.defn
-    async def last_rollout(self, fleet: str) -> str:
+    async def last_rollout(self, fleet: str, store: str) -> str:
         """Return the generation of a fleet's last rollout; empty where there is none, or it came to no end."""
         try:
-            described = await self._client.get_workflow_handle(rollout_id(fleet)).describe()
+            described, _ = await last_begun(self._client, rollout_id(fleet), store)
         except RPCError as error:
             if error.status is RPCStatusCode.NOT_FOUND:
                 return ""

@@ -24,7 +24,7 @@ from parbake.core.errors import EngineUnreachable, InputError
 from parbake.fleet import words
 from parbake.fleet.engine.approvals import needs_proof
 from parbake.fleet.engine.failures import describe, in_words, is_missing
-from parbake.fleet.engine.handles import AN_ANSWER, answer, no_worker, request_of, started
+from parbake.fleet.engine.handles import AN_ANSWER, answer, last_begun, no_worker, request_of, started
 from parbake.fleet.engine.messages import Told, about
 from parbake.fleet.engine.rollout_tasks import Approval, RolloutRequest, RolloutState, SignOff, purpose_of, rollout_id
 from parbake.fleet.engine.tasks import this_moment
@@ -36,7 +36,9 @@ _RUNNING = WorkflowExecutionStatus.RUNNING
 
 @dataclass(frozen=True, slots=True)
 class RolloutStatus:
-    """The last rollout of a fleet. Without ``progress`` no worker answered; ``problem`` says why it failed.
+    """The last rollout of a fleet. Without ``progress`` no worker answered.
+
+    ``problem`` says why it failed, or why one that was asked for later did not begin.
 
     ``state``: running, approval (waits for one), window (waits for one), paused, going-back; completed, rolled-back,
     and the engine's own words for what was not brought to an end.
@@ -79,21 +81,29 @@ async def start(client: Client, request: RolloutRequest, *, supersede: bool = Fa
 
 
 @in_words
-async def status(client: Client, fleet: str) -> RolloutStatus | None:
-    """Return how the last rollout of a fleet is; None where there was none. Raises EngineUnreachable."""
-    handle = _handle(client, fleet)
+async def status(client: Client, fleet: str, store: str) -> RolloutStatus | None:
+    """Return how the last rollout of a fleet is that its ``store`` let begin; None where there was none.
+
+    Raises EngineUnreachable, and what asking the store raises.
+    """
     try:
-        described = await handle.describe()
-        progress: RolloutState | None = None
-        with suppress(EngineUnreachable):
-            progress = await answer(handle, Rollout.progress, described.run_id)
-        problem = await _problem(handle, described) if described.status is WorkflowExecutionStatus.FAILED else ""
+        described, newest = await last_begun(client, rollout_id(fleet), store)
+        problem = await _problem(_handle(client, fleet, newest.run_id), newest)
+        if problem and newest.run_id != described.run_id:
+            problem = f"one that was asked for later did not begin: {problem}"
+        return replace(await _status(client, fleet, described), problem=problem)
     except RPCError as error:
         if is_missing(error):
             return None
         raise
-    state = _state(described.status, progress)
-    return RolloutStatus(handle.id, state, described.start_time.isoformat(), progress, problem)
+
+
+async def _status(client: Client, fleet: str, described: WorkflowExecutionDescription) -> RolloutStatus:
+    handle = _handle(client, fleet, described.run_id)
+    progress: RolloutState | None = None
+    with suppress(EngineUnreachable):
+        progress = await answer(handle, Rollout.progress, described.run_id)
+    return RolloutStatus(handle.id, _state(described.status, progress), described.start_time.isoformat(), progress)
 
 
 def _state(status: WorkflowExecutionStatus | None, progress: RolloutState | None) -> str:
@@ -105,20 +115,21 @@ def _state(status: WorkflowExecutionStatus | None, progress: RolloutState | None
 
 
 async def _problem(handle: WorkflowHandle[Rollout, RolloutState], described: WorkflowExecutionDescription) -> str:
-    try:
-        await handle.result()
-    except WorkflowFailureError as error:
-        return describe("", error.cause).message
-    return described.id  # pragma: no cover  # it has failed
+    if described.status is WorkflowExecutionStatus.FAILED:
+        try:
+            await handle.result()
+        except WorkflowFailureError as error:
+            return describe("", error.cause).message
+    return ""
 
 
 async def follow(
-    client: Client, fleet: str, on_status: Callable[[RolloutStatus], object], *, patient: bool = False
+    client: Client, fleet: str, store: str, on_status: Callable[[RolloutStatus], object], *, patient: bool = False
 ) -> RolloutStatus:
     """Wait until the rollout ends, or (unless ``patient``) needs somebody. Raises InputError where there is none."""
     while True:
         with suppress(EngineUnreachable):  # it may be back soon
-            found = await _there(client, fleet)
+            found = await _there(client, fleet, store)
             on_status(found)
             if found.ended or (found.state in words.NEEDS_SOMEBODY and not patient):
                 return found
@@ -168,12 +179,12 @@ async def cancel(client: Client, fleet: str, by: str = "") -> None:
 
 
 @in_words
-async def back(client: Client, fleet: str, why: str) -> None:
+async def back(client: Client, fleet: str, store: str, why: str) -> None:
     """Return all that the last rollout has written, whether it is under way or has ended.
 
     Raises InputError where there was none, or nothing is to be returned.
     """
-    found = await _there(client, fleet)
+    found = await _there(client, fleet, store)
     if not found.ended:
         await _updated(client, fleet, Rollout.back, lambda about: Told("back", about, why))
         return
@@ -184,23 +195,30 @@ async def back(client: Client, fleet: str, why: str) -> None:
             "the last rollout has written nothing that could be returned",
             hint="`parbake rollback -f BAKEFILE --to TARGET` returns one target to its previous artefact",
         )
-    request = await request_of(client, _handle(client, fleet), RolloutRequest)
+    described, _ = await last_begun(client, rollout_id(fleet), store)
+    request = await request_of(client, _handle(client, fleet, described.run_id), RolloutRequest)
     await start(client, replace(request, standing=found.progress, back=why, newer=None, audited=True, heard=[]))
 
 
-def _handle(client: Client, fleet: str) -> WorkflowHandle[Rollout, RolloutState]:
-    return client.get_workflow_handle_for(Rollout.run, rollout_id(fleet))
+def _handle(client: Client, fleet: str, run: str | None = None) -> WorkflowHandle[Rollout, RolloutState]:
+    return client.get_workflow_handle_for(Rollout.run, rollout_id(fleet), run_id=run)
 
 
-async def _there(client: Client, fleet: str) -> RolloutStatus:
-    found = await status(client, fleet)
-    if found is None:
-        raise InputError(f"there was no rollout of {fleet} yet", hint="`parbake fleet rollout` starts one")
-    return found
+async def _there(client: Client, fleet: str, store: str) -> RolloutStatus:
+    if found := await status(client, fleet, store):
+        return found
+    raise _none_yet(fleet)
+
+
+def _none_yet(fleet: str) -> InputError:
+    return InputError(f"there was no rollout of {fleet} yet", hint="`parbake fleet rollout` starts one")
 
 
 async def _under_way(client: Client, fleet: str) -> RolloutStatus:
-    found = await _there(client, fleet)
+    try:
+        found = await _status(client, fleet, await _handle(client, fleet).describe())
+    except RPCError as error:
+        raise _none_yet(fleet) if is_missing(error) else error from error
     if found.ended:
         raise InputError(
             f"no rollout of {fleet} is under way: the last one {words.rollout(found.state)}",

@@ -22,9 +22,10 @@ from temporalio.service import RPCError
 from parbake.core.errors import EngineUnreachable, FleetIncomplete, InputError, Interrupted
 from parbake.fleet import words
 from parbake.fleet.engine import schedules, tasks
+from parbake.fleet.engine.calls import not_sealed
 from parbake.fleet.engine.failures import describe, in_words, is_missing, told
-from parbake.fleet.engine.handles import answer, request_of, started
-from parbake.fleet.engine.messages import Told, about
+from parbake.fleet.engine.handles import answer, last_begun, request_of, started
+from parbake.fleet.engine.messages import Told, about, first_run, is_of
 from parbake.fleet.engine.queues import pollers
 from parbake.fleet.engine.rollout_tasks import RolloutRequest
 from parbake.fleet.engine.sealing import of_activity
@@ -93,12 +94,12 @@ async def start(client: Client, request: RunRequest, on_wait: Callable[[str], ob
     return name
 
 
-async def follow(client: Client, fleet: str, on_status: Callable[[Status], object]) -> Progress:
+async def follow(client: Client, fleet: str, store: str, on_status: Callable[[Status], object]) -> Progress:
     """Wait for the end of a run; ``on_status`` gets its status every second. Raises Interrupted if it is cancelled."""
     ended = asyncio.create_task(outlast(client, fleet))
     while not (await asyncio.wait({ended}, timeout=_LOOK))[0]:
         with suppress(EngineUnreachable):  # it may be back before the wait for the result gives up
-            on_status(await status(client, fleet))
+            on_status(await status(client, fleet, store))
     if (progress := ended.result()) is None:
         raise Interrupted(f"the run of {fleet} was cancelled")
     return progress
@@ -108,10 +109,12 @@ async def follow(client: Client, fleet: str, on_status: Callable[[Status], objec
 async def outlast(client: Client, fleet: str) -> Progress | None:
     """Wait for the end of a run, whoever brings it about; None where it is cancelled.
 
-    Raises FleetIncomplete where it fails, and as ``status`` does.
+    Raises FleetIncomplete where it fails, or somebody without the fleet's key has ended it; and as ``status`` does.
     """
+    name = run_id(fleet)
     try:
-        return await client.get_workflow_handle_for(Fleet.run, run_id(fleet)).result()
+        run = first_run(await client.get_workflow_handle(name).describe())
+        ended = await client.get_workflow_handle_for(Fleet.run, name, run_id=run).result()
     except WorkflowFailureError as error:
         if is_cancelled_exception(error.cause):
             return None
@@ -119,16 +122,23 @@ async def outlast(client: Client, fleet: str) -> Progress | None:
         raise FleetIncomplete(f"the run of {fleet} failed: {found.message}", hint=found.hint) from error
     except RPCError as error:
         raise _none_yet(error, fleet) from error
+    if not is_of(run, ended):
+        found = describe(fleet, not_sealed("run"))
+        raise FleetIncomplete(f"the run of {fleet} failed: {found.message}", hint=found.hint)
+    return ended
 
 
 @in_words
-async def status(client: Client, fleet: str) -> Status:
-    """Return how the last run of a fleet is. Raises InputError where there was none, EngineUnreachable."""
-    handle = client.get_workflow_handle_for(Fleet.run, run_id(fleet))
+async def status(client: Client, fleet: str, store: str) -> Status:
+    """Return how the last run of a fleet is that its ``store`` let begin.
+
+    Raises InputError where there was none, EngineUnreachable, and what asking the store raises.
+    """
     try:
-        described = await handle.describe()
+        described, _ = await last_begun(client, run_id(fleet), store)
     except RPCError as error:
         raise _none_yet(error, fleet) from error
+    handle = client.get_workflow_handle_for(Fleet.run, described.id, run_id=described.run_id)
     progress = await _progress(handle, described.run_id)
     under_way = progress.running if progress and described.status is WorkflowExecutionStatus.RUNNING else {}
     looked = [_running(client, cell, name) for cell, name in under_way.items()]
@@ -179,18 +189,19 @@ async def _running(client: Client, cell: str, name: str) -> Running:
 
 
 @in_words
-async def made(client: Client, fleet: str, by: str = "") -> RolloutRequest:
+async def made(client: Client, fleet: str, store: str, by: str = "") -> RolloutRequest:
     """Return what a rollout hands out: what the last run has made sure of, all of it, from the same commit.
 
     ``by`` says who wants it.
 
     Raises InputError where there was no run, or it is under way or cancelled; FleetIncomplete where cells failed.
     """
-    found = await status(client, fleet)
+    found = await status(client, fleet, store)
     if found.state != "completed":
         raise InputError(f"the last run of {fleet} {found.says}", hint="`parbake fleet run --wait` completes one")
-    handle = client.get_workflow_handle_for(Fleet.run, run_id(fleet))
-    good: Made = await answer(handle, Fleet.keys, found.run.rpartition("/")[2])
+    run = found.run.rpartition("/")[2]
+    handle = client.get_workflow_handle_for(Fleet.run, run_id(fleet), run_id=run)
+    good: Made = await answer(handle, Fleet.keys, run)
     request = await request_of(client, handle, RunRequest)
     if found.progress and (bad := found.progress.counts.failed + found.progress.counts.quarantined):
         raise FleetIncomplete(

@@ -22,7 +22,9 @@ query's answer         the workflow's id; inside: the word     is refused by who
 an activity's          the workflow's id; the activity's type  is refused in any other run; within its run it lets
 argument, heartbeat    and id, which names the run             a step be tried once more
 an activity's result   the same; inside: that it is an answer  is refused, as is an empty one (``calls``)
-failure                as what has failed                      can make a step fail
+or failure
+a workflow's result    the workflow's id; inside: its run      is refused by whoever has waited for its end
+a workflow's failure   the workflow's id                       can make a bake or a run fail
 memo, summary          the workflow's id                       is shown; nothing is decided by it alone
 =====================  ======================================  ==================================================
 """

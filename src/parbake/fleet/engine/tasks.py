@@ -243,13 +243,14 @@ class PlaceRequest(KeyRequest):
 
 @dataclass(frozen=True)
 class Baked:
-    """What a bake has brought, and the end of what it said."""
+    """What a bake has brought, and the end of what it said. ``run`` is the one whose result it is (``messages``)."""
 
     artefact: str
     verified: bool
     changed: bool
     seconds: float = 0.0
     log: list[str] = field(default_factory=list)
+    run: str = ""
 
 
 @dataclass(frozen=True)
@@ -257,7 +258,8 @@ class Progress:
     """How far a run is. ``running`` are the names of the bakes under way, by cell; empty while images are built.
 
     ``rollout`` says what became of handing it out; ``places`` how many copies are under way in each region. One that is
-    ``draining`` starts nothing new, and ends. ``asked`` is the word of whoever has asked for it, in an answer.
+    ``draining`` starts nothing new, and ends. ``asked`` is the word of whoever has asked for it, in an answer; ``run``
+    the one whose result it is, in that (``messages``).
     """
 
     counts: Counts
@@ -269,6 +271,7 @@ class Progress:
     draining: bool = False
     places: dict[str, int] = field(default_factory=dict)
     asked: str = ""
+    run: str = ""
 
 
 @dataclass(frozen=True)

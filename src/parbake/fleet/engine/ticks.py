@@ -9,8 +9,9 @@ from temporalio.exceptions import ActivityError, ChildWorkflowError, WorkflowAlr
 from temporalio.workflow import ChildWorkflowCancellationType, ParentClosePolicy
 
 with workflow.unsafe.imports_passed_through():
-    from parbake.fleet.engine.calls import call
+    from parbake.fleet.engine.calls import call, not_answered
     from parbake.fleet.engine.failures import describe
+    from parbake.fleet.engine.messages import is_of
     from parbake.fleet.engine.tasks import CONTROL, Failure, Place, Progress, PruneRequest, RunRequest, run_id
 
 _ASK = timedelta(minutes=10)
@@ -41,7 +42,9 @@ class Tick:
             return "a run was under way"
         try:
             ended: Progress = await child
-        except ChildWorkflowError as error:
+            if not is_of(child.first_execution_run_id, ended):
+                raise not_answered("run", child.id)
+        except (ActivityError, ChildWorkflowError) as error:
             return "it was cancelled" if is_cancelled_exception(error) else describe(place.fleet, error).message
         return f"{ended.counts.done} of {ended.total} cells, {ended.counts.failed} failed"
 

@@ -18,7 +18,7 @@ from temporalio.exceptions import ActivityError, is_cancelled_exception
 with workflow.unsafe.imports_passed_through():
     from parbake.fleet.engine.approvals import against
     from parbake.fleet.engine.audit_writer import AuditWriter
-    from parbake.fleet.engine.calls import call
+    from parbake.fleet.engine.calls import StepFailed, call, is_said
     from parbake.fleet.engine.failures import describe
     from parbake.fleet.engine.messages import Heard, Told, echoed
     from parbake.fleet.engine.rollout_tasks import (
@@ -53,10 +53,6 @@ _LAST_WORDS = timedelta(minutes=1)  # of a rollout that is cancelled, while the 
 _OF_BEFORE = ("that was said before, or to another rollout", "`parbake fleet status` shows what is under way")
 
 Way = Literal["done", "longer", "back", "superseded"]
-
-
-class _Failed(Exception):
-    """A wave cannot go on by itself."""
 
 
 @workflow.defn
@@ -250,9 +246,9 @@ class Rollout:
                     return "longer"
                 try:
                     await self._one_step_of(wave)
-                except _Failed as problem:
+                except StepFailed as problem:
                     self._tell(f"{wave.name}: {problem}", "problem", subject=wave.name, note=str(problem))
-                    if self._state.on_failure == "rollback":
+                    if self._state.on_failure == "rollback" and problem.said:
                         self._back = f"on_failure: {problem}"
                         return "back"
                     self._state.paused = f"{wave.name}: {problem}"
@@ -262,7 +258,7 @@ class Rollout:
         return "done"
 
     async def _one_step_of(self, wave: WaveState) -> None:
-        """Bring a wave from its state to the next one. Raises _Failed."""
+        """Bring a wave from its state to the next one. Raises StepFailed."""
         match wave.state:
             case "waits" | "looks":
                 wave.state = "looks"
@@ -327,9 +323,9 @@ class Rollout:
         await all_ended([one(target) for target in targets])
 
     async def _hand_all(self, wave: WaveState) -> bool:
-        """Hand to some targets at a time; False where the rest is for a new history. Raises _Failed."""
+        """Hand to some targets at a time; False where the rest is for a new history. Raises StepFailed."""
         under_way: set[asyncio.Task[None]] = set()
-        problem: _Failed | None = None
+        problem: StepFailed | None = None
         try:
             while True:
                 waiting = [each for each in wave.targets if each.state in {"waits", "failed"}]
@@ -346,7 +342,7 @@ class Rollout:
                 ended, still = await workflow.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
                 under_way = set(still)
                 for task in ended:
-                    if isinstance(error := task.exception(), _Failed):
+                    if isinstance(error := task.exception(), StepFailed):
                         problem = problem or error
                     else:
                         task.result()
@@ -387,7 +383,7 @@ class Rollout:
             await workflow.sleep(left)
 
     async def _ask(self, wave: WaveState) -> None:
-        """Ask whether the wave's nodes still run it, and its gate. Raises _Failed where one of them says no."""
+        """Ask whether the wave's nodes still run it, and its gate. Raises StepFailed where one of them says no."""
         request = self._request
         try:
             gate = GateRequest(wave.name, request.file, request.root, self._state.generation, list(request.keys))
@@ -395,11 +391,12 @@ class Rollout:
         except ActivityError as error:
             if is_cancelled_exception(error):
                 raise
-            raise _Failed(f"the gate says no: {describe(wave.name, error).message}") from error
+            no = "the gate says no" if is_said(error) else "nobody asks the gate"
+            raise StepFailed(f"{no}: {describe(wave.name, error).message}", error) from error
         self._tell(f"{wave.name}: the gate says yes", "gate-passed", subject=wave.name)
 
     async def _approval(self, wave: WaveState) -> None:
-        """Wait for enough approvals. Raises _Failed where they do not come in time."""
+        """Wait for enough approvals. Raises StepFailed where they do not come in time."""
         if len(wave.approved) >= wave.approvals:
             return
         self._tell(f"{wave.name}: waits for an approval", "waits", subject=wave.name)
@@ -408,7 +405,7 @@ class Rollout:
         try:
             await workflow.wait_condition(lambda: len(wave.approved) >= wave.approvals, timeout=left)
         except TimeoutError:
-            raise _Failed("it was not approved in time") from None
+            raise StepFailed("it was not approved in time") from None
 
     async def _return_all(self) -> Way:
         """Return what was written, the last first; what cannot be returned does not keep the others from it."""
@@ -427,7 +424,7 @@ class Rollout:
             target.state, target.problem = "returns", ""
             try:
                 found = await self._given_back(target)
-            except _Failed:
+            except StepFailed:
                 target.state = "not-returned"
                 continue
             now.noted.remove(name)
@@ -439,7 +436,7 @@ class Rollout:
         return "done"
 
     async def _given_back(self, target: WaveTarget) -> TargetOutcome:
-        """Return a target from what was handed to it, or else from what that has superseded. Raises _Failed."""
+        """Return a target from what was handed to it, or else from what that has superseded. Raises StepFailed."""
         found = TargetOutcome(changed=False)
         for ids in [*([target.ids] if target.ids or not target.over else []), *reversed(target.over)]:
             found = await self._do("give_back", replace(target, ids=ids), _A_TARGET, target)
@@ -450,7 +447,7 @@ class Rollout:
     async def _do(
         self, what: str, target: WaveTarget, limit: timedelta, known: WaveTarget | None = None
     ) -> TargetOutcome:
-        """Let a worker do something to a target. Raises _Failed with what parbake said, which ``known`` remembers."""
+        """Let a worker work on a target. Raises StepFailed with what parbake said, which ``known`` remembers."""
         request, known = self._request, known or target
         try:
             one = TargetTask(
@@ -467,7 +464,7 @@ class Rollout:
                 f"{target.name}: {known.problem}", "failed",
                 subject=target.name, before=target.before, after=target.after, note=known.problem,
             )  # fmt: skip
-            raise _Failed(f"{target.name}: {said.message}") from error
+            raise StepFailed(f"{target.name}: {said.message}", error) from error
         return found
 
     async def _rolling(

@@ -31,9 +31,9 @@ from temporalio.workflow import ChildWorkflowCancellationType, ParentClosePolicy
 
 with workflow.unsafe.imports_passed_through():
     from parbake.core.errors import InputError
-    from parbake.fleet.engine.calls import call
+    from parbake.fleet.engine.calls import call, not_answered
     from parbake.fleet.engine.failures import describe
-    from parbake.fleet.engine.messages import Heard, Told, echoed
+    from parbake.fleet.engine.messages import Heard, Told, echoed, is_of, this_run
     from parbake.fleet.engine.placing import Placing, Postponed
     from parbake.fleet.engine.rollout_tasks import DIGITS_OF_KEYS, RolloutRequest, rollout_id
     from parbake.fleet.engine.search import Shown
@@ -90,7 +90,7 @@ class Bake:
                 shown.state("failed")
             raise
         shown.state("baked" if baked.changed else "there")
-        return baked
+        return replace(baked, run=this_run())
 
 
 @workflow.defn
@@ -190,7 +190,7 @@ class Fleet:
         if request.rollout:
             await self._hand_out()
         self._shown.state("incomplete" if self._counts.failed + self._counts.quarantined else "done")
-        return self._now()
+        return replace(self._now(), run=this_run())
 
     async def _hand_out(self) -> None:
         """Start the rollout of what this run has made sure of, once for each generation."""
@@ -200,7 +200,7 @@ class Fleet:
             return
         at = workflow.now().isoformat(timespec="microseconds")
         wanted = replace(RolloutRequest.of_run(request, self._keys, by="a run"), at=at)
-        last: str = await call("last_rollout", request.fleet, result=str, limit=_A_PLAN)
+        last: str = await call("last_rollout", request.fleet, request.store, result=str, limit=_A_PLAN)
         if last == wanted.generation:
             self._rollout = rollout_known(wanted.generation)
             return
@@ -367,7 +367,10 @@ class Fleet:
                 if joined:
                     return "joined"
                 continue  # it was cancelled by whoever began it
-            return "baked" if (await child).changed else "there"
+            baked = await child
+            if not is_of(child.first_execution_run_id, baked):
+                raise not_answered("bake", name)
+            return "baked" if baked.changed else "there"
 
     async def _joined(self, name: str) -> bool:
         """Wait for a bake of another run; False where it was cancelled. Fails as it fails."""
