@@ -13,6 +13,7 @@ from temporalio.client import WorkflowExecutionStatus
 
 from parbake.cli.report.fleet import FleetNow, fleet_page
 from parbake.cli.text import fleet as text
+from parbake.cli.text import tables
 from parbake.fleet import words
 from parbake.fleet.cells import Cell
 from parbake.fleet.engine.rollout_tasks import RolloutState, WaveState, WaveTarget
@@ -32,6 +33,12 @@ GOING_ON = re.compile(
     r"is (being|running|checking|under way|paused)|waits|waiting|being (written|returned)|soaks|goes (on|back)|until "
     r"|must|may|opens|under way|resume"
 )
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row stands on one line, to be read by its columns."""
+    monkeypatch.setattr(tables, "WIDTH", 1000)
 
 
 def rollouts() -> Iterator[RolloutStatus]:

@@ -8,16 +8,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from parbake import cli
-from parbake.cli.text import artefacts, pruning, tables
+from parbake.cli.text import artefacts, pruning, rollouts, tables
 from parbake.core.model import GIB, MIB, Artefact, Base, ImageVerdict, Published, Snapshot, Verdict
 from parbake.core.plan import cautions
 from parbake.images.cache import CachedLayer
 from parbake.records import Blocks
+from parbake.rollouts.protocol import History, RolloutProgress, TargetState, TargetStatus
 from parbake.workflows.doctor import Check
 from parbake.workflows.plan import BakeResult, Preview
 from parbake.workflows.prune.decide import RetentionRules, decide, items_here
+from parbake.workflows.rollout import TargetReport
 from standins.plans import digest, image, layer, outcome, plan, record
 
 FOLDER = Path(__file__).with_name("cases")
@@ -126,6 +130,30 @@ def test_a_table_is_wider_only_where_its_words_are() -> None:
     assert noted.splitlines()[2:] == [" a      1", "     a note", " b      2"]
     assert tables.table([("日本", "x"), ("a", "y")]).splitlines() == ["日本  x", "a     y"]
     assert tables.table([]) == ""
+
+
+CELLS = st.lists(st.text("abcdefghijkl", min_size=1, max_size=14), max_size=9).map(" ".join)
+ROWS = st.integers(2, 5).flatmap(lambda many: st.lists(st.tuples(*[CELLS] * many), min_size=1, max_size=4))
+
+
+@given(ROWS, st.booleans())
+def test_a_table_of_sentences_fits_a_terminal(rows: list[tuple[str, ...]], titled: bool) -> None:
+    """Whichever column is long: only where the longest words of all columns do not fit it is wider, by them alone."""
+    header = ("title",) * len(rows[0]) if titled else ()
+    whole = [*rows, header] if titled else rows
+    shown = tables.table(rows, header=header)
+    longest = [max(map(len, " ".join(column).split()), default=0) for column in zip(*whole, strict=True)]
+    least = sum(longest[:-1]) + max(longest[-1], 16) + 3 * len(longest)
+    assert max(map(len, shown.splitlines()), default=0) <= max(tables.WIDTH, least)
+    assert sorted(shown.replace("─", "").split()) == sorted(" ".join(map(" ".join, whole)).split())
+
+
+def test_the_status_of_targets_fits_a_terminal() -> None:
+    held = {"label": "alias al2023@v20261120"}
+    holds = TargetState(artefacts=("shop-ca0ef6ab08c7.snapshot",), snapshot="snap-0123456789abcdef0", **held)
+    status = TargetStatus("EC2NodeClass gpu", holds, History(TargetState(**held)), RolloutProgress(2, 2, done=True))
+    text = rollouts.reports_text([TargetReport("karpenter", "karpenter", status)])
+    assert max(map(len, text.splitlines())) <= tables.WIDTH
 
 
 def test_doctor_fits_a_terminal_on_this_machine(capsys: pytest.CaptureFixture[str]) -> None:

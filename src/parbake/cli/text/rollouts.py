@@ -92,8 +92,9 @@ def reports_text(reports: Sequence[TargetReport]) -> str:
             nodes += status.follow.waiting
         if status.frozen:
             nodes.append("frozen: `parbake thaw` goes on")
-        rows.append((each.target, status.where, str(status.holds), str(status.previous or "-"), tuple(nodes)))
-    return table(rows, header=("target", "where", "holds", "before", "nodes"))
+        before = f"before: {status.previous}" if status.previous else ""
+        rows.append((each.target, status.where, str(status.holds), tuple(nodes), before))
+    return table(rows, header=("target", "where", "holds", "nodes"), notes=True)
 
 
 def frozen_text(changed: Mapping[str, Sequence[str]], *, frozen: bool) -> str:

@@ -16,9 +16,9 @@ _LEAST = 16  # columns that a sentence needs to be read, whatever stands left of
 def table(rows: Iterable[Sequence[object]], *, header: Sequence[str] = (), notes: bool = False) -> str:
     """Return rows as a table; a tuple in a cell stands on as many lines.
 
-    What the last column says wraps at ``WIDTH``; with ``notes``, what comes after the columns of the header stands
-    beneath the row. Names of images and files are words: each on one line whatever is in it, and never cut, since
-    nobody could copy it. So a table is wider only where its words are.
+    What does not fit into ``WIDTH`` wraps, the last column's words first; with ``notes``, what comes after the columns
+    of the header stands beneath the row. Names of images and files are words: each on one line whatever is in it, and
+    never cut, since nobody could copy it. So a table is wider only where its words are.
     """
     cells = [[[*map(word, cell)] if isinstance(cell, tuple) else [word(cell)] for cell in row] for row in rows]
     below = [row.pop() if notes else [] for row in cells]
@@ -28,11 +28,11 @@ def table(rows: Iterable[Sequence[object]], *, header: Sequence[str] = (), notes
     if not cells:
         return ""
     indent, gap = (" ", "   ") if header else ("", "  ")
-    widths = [max(map(_width, (line for cell in column for line in cell))) for column in zip(*cells, strict=True)]
-    room = max(WIDTH - len(indent) - sum(widths[:-1]) - len(gap) * (len(widths) - 1), _LEAST)
+    columns = [[line for cell in column for line in cell] for column in zip(*cells, strict=True)]
+    widths = _fitted(columns, WIDTH - len(indent) - len(gap) * (len(columns) - 1))
     found = []
-    for row, note in zip(cells, below, strict=True):
-        row[-1] = _wrapped(row[-1], room)
+    for cells_of_row, note in zip(cells, below, strict=True):
+        row = [_wrapped(cell, width) for cell, width in zip(cells_of_row, widths, strict=True)]
         for number in range(max(map(len, row))):
             line = [cell[number] if number < len(cell) else "" for cell in row]
             padded = [text + " " * (width - _width(text)) for text, width in zip(line, widths, strict=True)]
@@ -43,13 +43,28 @@ def table(rows: Iterable[Sequence[object]], *, header: Sequence[str] = (), notes
     return "\n".join(found)
 
 
+def _fitted(columns: Sequence[Sequence[str]], room: int) -> list[int]:
+    """Return the widths of columns that need no more room than there is, as far as their longest words allow."""
+    widths = [max(map(_width, lines)) for lines in columns]
+    least = [max((_width(part) for line in lines for part in line.split()), default=0) for lines in columns]
+    least[-1] = max(least[-1], _LEAST)
+    widths[-1] = max(widths[-1] - max(sum(widths) - room, 0), min(widths[-1], least[-1]))
+    while sum(widths) > room and (wide := [each for each in range(len(widths)) if widths[each] > least[each]]):
+        widths[max(wide, key=widths.__getitem__)] -= 1
+    return widths
+
+
 def wrapped(text: str, room: int = WIDTH) -> tuple[str, ...]:
     """Return the lines of a sentence, also for a cell."""
     return tuple(_wrapped([text], room))
 
 
 def _wrapped(lines: Sequence[str], room: int) -> list[str]:
-    return [part for line in lines for part in wrap(line, room, break_long_words=False, break_on_hyphens=False) or [""]]
+    found: list[str] = []
+    for line in lines:
+        fits = _width(line) <= room
+        found += [line] if fits else wrap(line, room, break_long_words=False, break_on_hyphens=False) or [""]
+    return found
 
 
 def _width(text: str) -> int:
