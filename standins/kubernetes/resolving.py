@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from parbake.rollouts.families import family_of
+from parbake.core.families import BOTTLEROCKET, family_of
 from standins.aws.mappings import dependency
 from standins.nodeadm import karpenter_refuses
 
@@ -126,9 +126,9 @@ def ephemeral_storage(spec: Object, instance_type: str = "m5.large") -> str:
     if spec.get("instanceStorePolicy") == "RAID0" and INSTANCES[instance_type].local:
         return INSTANCES[instance_type].local
     disks = spec.get("blockDeviceMappings") or []
-    ephemeral = "/dev/xvdb" if family_of(spec) == "Bottlerocket" else "/dev/xvda"
+    ephemeral = "/dev/xvdb" if family_of(spec) == BOTTLEROCKET else "/dev/xvda"
     roots = [each for each in disks if each.get("rootVolume")]
-    if not roots and family_of(spec) == "Custom":
+    if not roots and family_of(spec).is_custom:
         roots = disks[-1:]
     elif not roots:
         roots = [each for each in disks if each["deviceName"] == ephemeral]
@@ -137,7 +137,7 @@ def ephemeral_storage(spec: Object, instance_type: str = "m5.large") -> str:
 
 def without_template(spec: Object) -> str:
     """Return why Karpenter makes no launch template; empty: it does. It hands on what ``Custom`` has unread."""
-    return "" if family_of(spec) == "Custom" else karpenter_refuses(spec.get("userData", ""))
+    return "" if family_of(spec).is_custom else karpenter_refuses(spec.get("userData", ""))
 
 
 def not_validated(spec: Object) -> str:

@@ -18,6 +18,7 @@ from parbake.aws.tags import as_dict, as_list
 from parbake.aws.waiters import UNKNOWN_SECONDS, Observation, wait
 from parbake.core.errors import AwsNotFound, BadBase, DeadlineExceeded
 from parbake.core.events import Events
+from parbake.core.families import BOTTLEROCKET, family_of_ami
 from parbake.core.model import GIB, Platform, Variant
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class SourceImage:
     @property
     def is_bottlerocket(self) -> bool:
         """Whether this is Bottlerocket, which has no shell for a guest script."""
-        return self.name.startswith("bottlerocket-")
+        return family_of_ami(self.name) == BOTTLEROCKET
 
     @property
     def variant(self) -> Variant:

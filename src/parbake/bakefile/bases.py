@@ -9,6 +9,7 @@ from pydantic import field_validator as check
 
 from parbake.bakefile.sections import Section, Via
 from parbake.bakefile.values import File, Package, Scalar, close, matching, text_schema, wrong
+from parbake.core.families import BOTTLEROCKET, BY_WORD, NodeFamily, family_of_ami
 from parbake.core.model import Frozen, Platform
 
 _EKS = ("al2023", "al2", "bottlerocket", "ubuntu")
@@ -33,9 +34,11 @@ class AmiSource(Frozen):
     gpu: Literal["", "nvidia", "neuron"] = ""
 
     @property
-    def is_bottlerocket(self) -> bool:
-        """Whether it says so by itself that it is Bottlerocket's: an id and a parameter of the user's do not."""
-        return self.eks == "bottlerocket" or self.name.startswith("bottlerocket") or "/bottlerocket/" in self.ssm
+    def family(self) -> NodeFamily:
+        """Its family, where it says that by itself: an id and a parameter of the user's do not."""
+        if "/bottlerocket/" in self.ssm:
+            return BOTTLEROCKET
+        return BY_WORD.get(self.eks) or family_of_ami(self.name)
 
     def parameter(self, platform: Platform) -> str:
         """Return the name of the SSM public parameter that holds the id of the AMI for a platform.

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, override
 
 from parbake.aws.images import architecture_of
 from parbake.core.errors import InputError, TargetMoved
+from parbake.core.families import BOTTLEROCKET, FAMILIES, family_of_ami
 from parbake.rollouts import nodesettings, userdata
 from parbake.rollouts.protocol import (
     Change,
@@ -120,7 +121,7 @@ class LaunchTemplateGroup(Rollout, ABC):
         refusals += self._of_another_family(after, offer)
         text = user_data(wanted) or ""
         settings = nodesettings.read(text)
-        refusals += tuple(filter(None, (settings.against_snapshotter, settings.against_storage("", ""))))
+        refusals += tuple(filter(None, (settings.against_snapshotter, settings.against_storage())))
         if "UserData" in changes:
             refusals += tuple(userdata.too_large(text, userdata.ROOM))
         refusals += tuple(userdata.unreadable(text))
@@ -183,11 +184,12 @@ class LaunchTemplateGroup(Rollout, ABC):
         found = []
         name = str(self.templates.image(after.image).get("Name", ""))
         if not offer.family:
-            return (_NOT_BOTTLEROCKETS.format(name=name),) if name.lower().startswith("bottlerocket-") else ()
-        if name and not name.startswith(f"{offer.family.lower()}-"):
+            return (_NOT_BOTTLEROCKETS.format(name=name),) if family_of_ami(name) == BOTTLEROCKET else ()
+        own = FAMILIES[offer.family]
+        if name and family_of_ami(name) != own:
             found.append(f"the volume is {offer.family}'s own, and its nodes run {name} ({after.image})")
-        if self.device != "/dev/xvdb":
-            found.append(f"{offer.family} looks for its data volume on /dev/xvdb, and the target says {self.device}")
+        if self.device != own.data:
+            found.append(f"{own} looks for its data volume on {own.data}, and the target says {self.device}")
         return tuple(found)
 
     def _holds(self, state: GroupState) -> TargetState:

@@ -14,10 +14,10 @@ from typing import Any, TypedDict
 
 from parbake.bakefile.targets import GitopsTarget, KarpenterTarget
 from parbake.core.errors import InputError
+from parbake.core.families import AL2, ASSUMED, BOTTLEROCKET, BY_WORD, FAMILIES, NodeFamily, family_of
 from parbake.core.model import GIB
 from parbake.core.units import quantity
 from parbake.rollouts import nodesettings, userdata
-from parbake.rollouts.families import ALIASES, ASSUMED, SILENT, counts_the_last, default_disks, family_of, root_device
 from parbake.rollouts.protocol import (
     OWNER,
     Change,
@@ -74,7 +74,7 @@ def decide(
     cautions += _take_disks(after, offer, device, disk)
     beyond = _take_user_data(after, offer, hydrate=hydrate, keep_store=keep_store)
     refusals = [*_refusals(spec, after, offer, device), *beyond]
-    cautions += _cautions(family_of(after, silent=SILENT), offer)
+    cautions += _cautions(_family(after), offer)
     before = held(node_class, device, selector)
     wanted = offer.held_over(before)
     if selector and before.images != wanted.images and before.snapshot != wanted.snapshot:
@@ -214,7 +214,7 @@ def _take_image(
     aliases = [term["alias"] for term in spec.get("amiSelectorTerms") or [] if term.get("alias")]
     if aliases and not spec.get("amiFamily"):  # without an alias, a family must be named
         family = aliases[0].partition("@")[0]
-        spec["amiFamily"] = ALIASES.get(family, "Custom")
+        spec["amiFamily"] = BY_WORD[family].name if family in BY_WORD else "Custom"
         cautions.append(
             f"the alias {aliases[0]} is replaced by {f'the {selector.name}' if selector else 'an id'}, "
             f"with amiFamily {spec['amiFamily']}"
@@ -230,8 +230,8 @@ def _take_image(
 
 def _take_disks(spec: dict[str, Any], offer: Offer, device: str, settings: Mapping[str, int]) -> list[str]:
     """Map the volume's snapshot, and see to it that no disk is smaller than what it is made from; return cautions."""
-    family, disks = family_of(spec, silent=SILENT), copy.deepcopy(_disks(spec))
-    root, defaults = root_device(family), default_disks(family)
+    family, disks = _family(spec), copy.deepcopy(_disks(spec))
+    root, defaults = family.root, family.disks
     too_large = offer.image_size > defaults.get(root, 0) * GIB and bool(defaults)
     if not disks and (offer.snapshot or too_large):  # what Karpenter would have given
         disks = [{"deviceName": name, "ebs": _disk(size)} for name, size in defaults.items()]
@@ -246,7 +246,7 @@ def _take_disks(spec: dict[str, Any], offer: Offer, device: str, settings: Mappi
 
 
 def _take_volume(
-    disks: list[dict[str, Any]], family: str, offer: Offer, device: str, settings: Mapping[str, int]
+    disks: list[dict[str, Any]], family: NodeFamily, offer: Offer, device: str, settings: Mapping[str, int]
 ) -> list[str]:
     """Map the volume's snapshot under its device; return cautions."""
     cautions: list[str] = []
@@ -254,14 +254,14 @@ def _take_volume(
     if mine is None:
         mine = {"deviceName": device, "ebs": {"volumeType": "gp3", "deleteOnTermination": True}}
         # First where Karpenter goes by the last one: it would take the volume for the node's ephemeral storage.
-        disks.insert(0 if counts_the_last(family, disks) else len(disks), mine)
+        disks.insert(0 if family.counts_the_last(disks) else len(disks), mine)
     ebs = mine.setdefault("ebs", {})
     ebs["snapshotID"] = offer.snapshot
     cautions += unlocked(device, ebs, offer)
     for follows_from_the_snapshot in ("encrypted", "kmsKeyID"):  # EC2 refuses a key without `encrypted`
         ebs.pop(follows_from_the_snapshot, None)
     _at_least(ebs, offer.snapshot_size or GIB)
-    if counts_the_last(family, disks) and disks == [mine]:
+    if family.counts_the_last(disks) and disks == [mine]:
         _at_least(ebs, ASSUMED * GIB)
         cautions.append(
             f"the node class maps no root disk, so Karpenter takes {device} for the nodes' ephemeral storage: it gets "
@@ -286,21 +286,21 @@ def _has_root(disks: list[dict[str, Any]]) -> bool:
 
 def _take_user_data(spec: dict[str, Any], offer: Offer, *, hydrate: bool, keep_store: bool) -> list[str]:
     """Put parbake's parts into the user data, or take old ones out; return what speaks against it."""
-    family = family_of(spec, silent=SILENT)
-    if keep_store and family not in {"AL2023", "Custom"}:
+    family = _family(spec)
+    if keep_store and not (family.nodeadm or family.is_custom):
         return [f"`keep_store` is for nodeadm, on Amazon Linux 2023, and the node class is of {family}"]
     parts = {"store": userdata.KEEP_STORE if keep_store else ""}
     if not hydrate or offer.hydrate:
         parts["hydrate"] = offer.hydrate if hydrate else ""
     if offer.snapshot:  # a machine image alone leaves the volume that there is
-        parts["mount"] = "" if family in userdata.BEYOND_REACH else offer.mount
+        parts["mount"] = offer.mount if family.takes_parts else ""
     _put_parts(spec, parts)
     text = spec.get("userData") or ""
-    if family in userdata.BEYOND_REACH and userdata.part_of(text, "hydrate"):
+    if not family.takes_parts and userdata.part_of(text, "hydrate"):
         return [f"user data of {family} takes no hydrate part: use a bootstrap container (`parbake hydrate`)"]
     found = userdata.too_large(text, userdata.ROOM)
-    if family not in userdata.BEYOND_REACH:
-        found += userdata.unreadable(text, by_karpenter=family != "Custom")
+    if family.takes_parts:
+        found += userdata.unreadable(text, by_karpenter=not family.is_custom)
     return found
 
 
@@ -313,36 +313,41 @@ def _put_parts(spec: dict[str, Any], parts: Mapping[str, str]) -> None:
             del spec["userData"]
 
 
-def _cautions(family: str, offer: Offer) -> list[str]:
-    if offer.snapshot and family == "Bottlerocket" and not offer.family:
+def _cautions(family: NodeFamily, offer: Offer) -> list[str]:
+    if offer.snapshot and family == BOTTLEROCKET and not offer.family:
         return ["Bottlerocket takes only a data volume in its own layout: see that the snapshot is one"]
-    if offer.family and family == "Custom":
+    if offer.family and family.is_custom:
         return [f"the volume is {offer.family}'s own: see that the AMI of this Custom family is {offer.family}"]
     return []
 
 
 def _refusals(spec: Mapping[str, Any], after: Mapping[str, Any], offer: Offer, device: str) -> list[str]:
     found = []
-    family = family_of(after, silent=SILENT)
+    family = _family(after)
     settings = nodesettings.read(str(after.get("userData") or ""))
     storage = settings.against_storage(str(spec.get("instanceStorePolicy") or ""), family)
     if storage and settings.disabled_mounts:
         storage += f"; the NodeConfig's disabledMounts do not name {nodesettings.CONTAINERD}"
-    elif storage and family == "AL2023":
+    elif storage and family.nodeadm:
         storage += "; write `keep_store: true` in the target to keep it where it is, and the rest on the local disks"
     found += [each for each in (settings.against_snapshotter, storage) if each]
-    if family == "Bottlerocket" and offer.images:
+    if family == BOTTLEROCKET and offer.images:
         found.append("the node class is of Bottlerocket, which boots no machine image of another system")
-    if family.startswith("Windows"):
+    if not family.linux:
         found.append(f"the node class is of {family}, but the artefact is for Linux")
-    elif offer.family and family not in {"", "Custom", offer.family}:
+    elif offer.family and family and not family.is_custom and family.name != offer.family:
         found.append(f"the volume is {offer.family}'s own, and the node class is of {family}")
-    if "Bottlerocket" in {family, offer.family} and offer.snapshot and device != "/dev/xvdb":
-        found.append(f"Bottlerocket looks for its data volume on /dev/xvdb, and the target says {device}")
-    roots = {each.get("deviceName") for each in _disks(after) if each.get("rootVolume")} or {root_device(family)}
+    own = family if family.data else FAMILIES[offer.family]
+    if own.data and offer.snapshot and device != own.data:
+        found.append(f"{own} looks for its data volume on {own.data}, and the target says {device}")
+    roots = {each.get("deviceName") for each in _disks(after) if each.get("rootVolume")} or {family.root}
     if offer.snapshot and device in roots:
         found.append(f"{device} is the root disk of {family or 'these nodes'}: a volume needs a device of its own")
     return found
+
+
+def _family(spec: Mapping[str, Any]) -> NodeFamily:
+    return family_of(spec, silent=AL2)
 
 
 def _ids(spec: Mapping[str, Any]) -> list[str]:

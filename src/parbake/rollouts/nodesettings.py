@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from parbake.core.families import BOTTLEROCKET, UNKNOWN, NodeFamily
 from parbake.core.yamltext import as_map, parse
 from parbake.rollouts.userdata import NODE_CONFIG, bodies
 
@@ -57,13 +58,13 @@ class NodeSettings:
             )
         return f"the snapshotter is {self.snapshotter}, not overlayfs: pods of baked images fail ({_FAILS})"
 
-    def against_storage(self, policy: str, family: str) -> str:
+    def against_storage(self, policy: str = "", family: NodeFamily = UNKNOWN) -> str:
         """Why the node does not use the store that was baked, given its node class's ``instanceStorePolicy``."""
         strategy = self.storage if self.storage in {"RAID0", "RAID10"} else ""
         if policy != "RAID0" and not strategy:
             return ""
         what = "instanceStorePolicy: RAID0" if policy == "RAID0" else f"localStorage: {strategy}"
-        if family == "Bottlerocket" or self.bottlerocket:
+        if family == BOTTLEROCKET or self.bottlerocket:
             return f"{what}: Bottlerocket puts an empty folder of the local disks in the place of the baked store"
         if CONTAINERD in self.disabled_mounts:
             return ""

@@ -25,8 +25,6 @@ from parbake.aws.limits import USER_DATA_LIMIT
 from parbake.core.errors import InputError
 from parbake.core.yamltext import parse
 
-BEYOND_REACH = ("Bottlerocket", "Windows2019", "Windows2022", "Windows2025")
-"""Families whose user data is not a MIME message."""
 ROOM = 3 << 10
 """What Karpenter and EKS add themselves, in bytes: the cluster's certificate, labels, the kubelet's settings."""
 _HINT = "write it as MIME parts, or leave out parbake's: `mount: false`, `hydrate: false`"

@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from parbake.rollouts.families import family_of
+from parbake.core.families import family_of
 from parbake.rollouts.gitops.objects import value_at
 from parbake.rollouts.protocol import Offer
 
@@ -174,7 +174,7 @@ def _amis(node_class: Mapping[str, Any]) -> dict[str, frozenset[str]]:
         found[str(ami.get("id"))] |= words
     spec = value_at(node_class, ("spec",)) or {}
     by_id = any(not isinstance(term, Mapping) or not term.get("alias") for term in spec.get("amiSelectorTerms") or [])
-    if not found and not by_id and not spec.get("amiSelector") and family_of(spec) in {"AL2", "AL2023"}:
+    if not found and not by_id and not spec.get("amiSelector") and family_of(spec).name in {"AL2", "AL2023"}:
         return {words: frozenset(words.split()) for words in _OF_AN_ALIAS}
     return dict(found)
 

@@ -14,7 +14,7 @@ LINES = {
     "cli": 5100,
     "coldstart": 1450,
     "containerd": 2300,
-    "core": 4600,
+    "core": 4700,
     "fleet": 6420,
     "images": 8500,
     "machine": 6100,

@@ -8,9 +8,9 @@ from typing import Any
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from parbake.core.families import BY_WORD, FAMILIES
 from parbake.core.model import GIB, Platform
 from parbake.rollouts import Offer
-from parbake.rollouts.families import ALIASES, DEFAULT_DISKS
 from parbake.rollouts.nodeclass import decide
 from parbake.workflows.lint import Bake, examine
 from standins.kubernetes.store import merge
@@ -21,7 +21,7 @@ sizes = st.integers(1, 200)
 disks = st.lists(st.sampled_from(DEVICES), unique=True, max_size=3).flatmap(
     lambda names: st.tuples(*(st.tuples(st.just(name), st.none() | sizes, st.booleans()) for name in names))
 )
-families = st.sampled_from([*DEFAULT_DISKS, "Custom", "Windows2022", ""])
+families = st.sampled_from(sorted(FAMILIES))
 
 
 def mapping(name: str, size: int | None, *, root: bool) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def mapping(name: str, size: int | None, *, root: bool) -> dict[str, Any]:
 
 @given(
     families,
-    st.none() | st.sampled_from(sorted(ALIASES)),
+    st.none() | st.sampled_from(sorted(BY_WORD.keys() - {"ubuntu"})),
     disks,
     st.booleans(),
     sizes,

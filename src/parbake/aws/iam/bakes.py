@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from parbake.aws.encryption import EBS_KEY
 from parbake.aws.iam import packers
 from parbake.aws.iam.statements import OURS, TAGGED, Policy, Scope, allow, both, here, never_take_over, suffix
+from parbake.core.families import BOTTLEROCKET
 from parbake.core.roles import Role
 
 _CANONICAL = "099720109477"
@@ -233,4 +234,6 @@ def agent(scope: Scope) -> Iterator[Policy]:
 def _by_agent(scope: Scope) -> bool:
     bakefile = scope.bakefile
     source = bakefile.base.ami
-    return bool(source and source.is_bottlerocket and bakefile.artefact.kind == "volume" and bakefile.builder == "ec2")
+    return bool(
+        source and source.family == BOTTLEROCKET and bakefile.artefact.kind == "volume" and bakefile.builder == "ec2"
+    )

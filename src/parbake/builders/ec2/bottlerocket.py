@@ -20,11 +20,12 @@ from parbake.builders.ec2.errors import ended
 from parbake.builders.guest import Console, Mode, image_calls, sections
 from parbake.core.errors import AwsError, BakeFailed, DeadlineExceeded, InputError
 from parbake.core.events import Events
+from parbake.core.families import BOTTLEROCKET
 from parbake.core.model import Family, Image, Plan, RegistryOptions, Startup
 from parbake.core.run import Deadline
 
 FAMILY: Family = "Bottlerocket"
-DEVICE = "/dev/xvdb"
+DEVICE = BOTTLEROCKET.data
 # No cluster is named, so that the kubelet has none to join.
 USER_DATA = b"[settings.host-containers.admin]\nenabled = true\n\n[settings.host-containers.control]\nenabled = true\n"
 # Of guest.sh: what it says and logs with (the beginning, without a name), and what it does with images.

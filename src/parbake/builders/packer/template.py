@@ -11,6 +11,7 @@ from typing import Any
 from parbake.bakefile import Bakefile
 from parbake.bakefile.bases import AmiSource
 from parbake.core.errors import InputError
+from parbake.core.families import BOTTLEROCKET
 from parbake.core.model import GIB, Image
 from parbake.core.reference import Reference
 
@@ -59,7 +60,6 @@ def variables(bakefile: Bakefile, images: Sequence[Image] = (), *, size: int = 0
     if architecture not in _ARCHITECTURES:
         raise InputError(f"EC2 has no instances for {bakefile.platform}", hint="write linux/amd64 or linux/arm64")
     types = aws.instance_types or (_INSTANCE_TYPES[architecture],)
-    ubuntu = source.eks == "ubuntu" or source.name.startswith("ubuntu")
     values: dict[str, Any] = {
         "IMAGE": " ".join(reference_text(bakefile, images)),
         "NAME": bakefile.name,
@@ -73,8 +73,8 @@ def variables(bakefile: Bakefile, images: Sequence[Image] = (), *, size: int = 0
         "SUBNET_ID": aws.subnets[0] if aws.subnets else None,
         "SECURITY_GROUP_IDS": aws.security_groups or None,
         "INSTANCE_PROFILE": (aws.instance_profile or "").rpartition("/")[2] or None,
-        "SSH_USERNAME": "ubuntu" if ubuntu else "ec2-user",
-        "ROOT_DEVICE": "/dev/sda1" if ubuntu else "/dev/xvda",
+        "SSH_USERNAME": source.family.login,
+        "ROOT_DEVICE": source.family.root,
         "TIME_LIMIT_MINUTES": max(1, round(bakefile.time_limit / 60)),
         "VOLUME_SIZE": -(-(bakefile.size or size) // GIB) or _USUAL_GIB,
         "VOLUME_IOPS": aws.volume.iops,
@@ -127,7 +127,7 @@ def _source(bakefile: Bakefile) -> AmiSource:
             "Packer bakes onto an AMI, and the Bakefile's base is none",
             hint='write base: {eks: al2023, kubernetes: "1.36"}, or base: {ami_filter: {name: amazon-eks-node-*}}',
         )
-    if source.is_bottlerocket:
+    if source.family == BOTTLEROCKET:
         raise InputError(
             "Bottlerocket has no shell that Packer could use",
             hint="write `builder: ec2` and `artefact: {kind: volume}`, which fill Bottlerocket's own data volume",

@@ -10,14 +10,12 @@ from typing import Any, Final
 from parbake.bakefile.scaffold import scalar
 from parbake.bakefile.values import valid_name
 from parbake.core.errors import InputError, ParbakeError
-from parbake.rollouts import families
+from parbake.core.families import family_of
 from parbake.rollouts.cluster import Cluster
 
 _GROUP: Final = "karpenter.k8s.aws"
 _KIND: Final = "ec2nodeclasses"
 _REGION, _ARCHITECTURE = "topology.kubernetes.io/region", "kubernetes.io/arch"
-_NO_VOLUME: Final = {"Bottlerocket", "Windows2019", "Windows2022", "Windows2025"}
-"""Families whose nodes take no volume of the builder ebs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +56,13 @@ def look(context: str) -> Found:
     """Ask a cluster for its node classes and nodes; raises what ``Cluster`` does, InputError without a region."""
     cluster = Cluster(context)
     classes = node_classes(cluster)
-    names = {each["metadata"]["name"]: families.family_of(each.get("spec") or {}) for each in classes}
+    names = {each["metadata"]["name"]: family_of(each.get("spec") or {}) for each in classes}
     labels: list[Mapping[str, Any]] = []
     with suppress(ParbakeError):  # who may not list nodes says the region otherwise
         labels = [each["metadata"].get("labels") or {} for each in cluster.items("nodes")]
     regions = sorted({str(each[_REGION]) for each in labels if each.get(_REGION)})
     architectures = sorted({str(each[_ARCHITECTURE]) for each in labels if each.get(_ARCHITECTURE)})
-    fitting = tuple(sorted(name for name, family in names.items() if family not in _NO_VOLUME))
+    fitting = tuple(sorted(name for name, family in names.items() if family.takes_parts))
     return Found(fitting, tuple(sorted(names.keys() - {*fitting})), _region(regions), tuple(architectures))
 
 

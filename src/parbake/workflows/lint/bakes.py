@@ -7,23 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from parbake.bakefile import Bakefile
+from parbake.core.families import FAMILIES, UNKNOWN, NodeFamily
 from parbake.core.model import GIB, Platform, Startup
 from parbake.core.reference import Reference
 from parbake.records import Record
-
-type Family = Literal["", "AL2", "AL2023", "Bottlerocket", "Ubuntu"]
-
-_FAMILIES: dict[str, Family] = {
-    "al2": "AL2", "al2023": "AL2023", "bottlerocket": "Bottlerocket", "ubuntu": "Ubuntu",
-}  # fmt: skip
-# The beginnings of the names of AWS's own AMIs.
-_NAMES: tuple[tuple[str, Family], ...] = (
-    ("amazon-eks-node-al2023", "AL2023"),
-    ("amazon-eks-", "AL2"),
-    ("bottlerocket-", "Bottlerocket"),
-    ("ubuntu-eks", "Ubuntu"),
-    ("ubuntu/", "Ubuntu"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +47,7 @@ class Bake:
     platform: Platform
     kind: Literal["machine-image", "volume"]
     images: tuple[BakedImage, ...]
-    family: Family = ""
+    family: NodeFamily = UNKNOWN
     sandbox: str = ""
     size: int = 0
     filled: int = 0
@@ -107,7 +94,7 @@ def of_record(record: Record) -> Bake:
         platform=plan.platform,
         kind=plan.artefact.kind,
         images=images,
-        family=next((there.family for there in published if there.family), ""),
+        family=FAMILIES[next((there.family for there in published if there.family), "")],
         sandbox=str(plan.sandbox.reference) if plan.sandbox else "",
         size=plan.size,
         filled=record.allocated if plan.artefact.kind == "volume" else 0,
@@ -130,15 +117,12 @@ def of_bakefile(bakefile: Bakefile, *, name: str = "the Bakefile") -> Bake:
         for entry in bakefile.images
     )
     source = bakefile.base.ami
-    family = _FAMILIES.get(source.eks, "") if source else ""
-    if source and not family:
-        family = next((each for start, each in _NAMES if source.name.startswith(start)), "")
     return Bake(
         name=name,
         platform=bakefile.platform,
         kind=bakefile.artefact.kind,
         images=images,
-        family=family,
+        family=source.family if source else UNKNOWN,
         sandbox="" if bakefile.sandbox == "none" else str(bakefile.sandbox),
         size=bakefile.size,
     )

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from parbake.core.errors import BadReference
+from parbake.core.families import BOTTLEROCKET, FAMILIES, NodeFamily, family_of
 from parbake.core.model import GIB
 from parbake.core.reference import Reference
 from parbake.core.units import quantity
 from parbake.core.yamltext import Where, as_list, as_map
 from parbake.images.workloads import Thing
-from parbake.rollouts.families import default_disks, family_of, root_device
 from parbake.rollouts.nodesettings import NodeSettings, of_config, read
 from parbake.workflows.lint.bakes import Bake, gib
 from parbake.workflows.lint.rules import Finding, finding
@@ -30,9 +30,6 @@ _KUBELETS: dict[str, Where] = {
     "KubeletConfiguration": (),
 }
 _HIGH, _LOW = 85, 80
-_DATA_DEVICES = {"Bottlerocket": "/dev/xvdb"}
-# Families whose nodes mount and grow what user data tells them to; Bottlerocket does both by itself.
-_BY_USER_DATA = {"", "AL2", "AL2023", "Ubuntu"}
 _MOUNTS = re.compile(r"parbake-mount\.sh|LABEL=parbake|by-label/parbake|mount\b[^\n]*/var/lib/(?:containerd|docker)")
 _GROWS = re.compile(r"parbake-mount\.sh|growfs|resize2fs")
 _POLICY, _ALLOW_LIST = "imagePullCredentialsVerificationPolicy", "preloadedImagesVerificationAllowlist"
@@ -47,7 +44,7 @@ def check(thing: Thing, bakes: Iterable[Bake]) -> Iterator[Finding]:
     if where is not None:
         yield from _kubelet(thing, where, _at(thing.data, where), bakes, 0)
     if thing.kind == "NodeConfig":
-        yield from _settings(thing, ("spec",), of_config(thing.data), bakes, "AL2023")
+        yield from _settings(thing, ("spec",), of_config(thing.data), bakes, FAMILIES["AL2023"])
     if thing.kind in NODE_CLASSES:
         yield from _node_class(thing, bakes)
     if thing.kind == "NodeClass" and str(thing.data.get("apiVersion")).startswith("eks.amazonaws.com/"):
@@ -68,11 +65,12 @@ def _node_class(thing: Thing, bakes: tuple[Bake, ...]) -> Iterator[Finding]:
         yield from _settings(thing, ("spec", "userData"), settings, bakes, family)
 
 
-def _images(thing: Thing, spec: Mapping[str, Any], family: str, bakes: tuple[Bake, ...]) -> Iterator[Finding]:
+def _images(thing: Thing, spec: Mapping[str, Any], family: NodeFamily, bakes: tuple[Bake, ...]) -> Iterator[Finding]:
     machines = [bake for bake in bakes if bake.kind == "machine-image"]
-    families = {bake.family for bake in bakes} - {""}
-    if families and family not in {"", "Custom", *families}:
-        message = f"the node class is for {family}, and {', '.join(bake.name for bake in bakes)} for {min(families)}"
+    families = {bake.family for bake in bakes if bake.family}
+    if families and family and not family.is_custom and family not in families:
+        names, theirs = ", ".join(bake.name for bake in bakes), min(map(str, families))
+        message = f"the node class is for {family}, and {names} for {theirs}"
         at: Where = ("spec", "amiFamily") if "amiFamily" in spec else ("spec", "amiSelectorTerms")
         yield finding("ami-family", thing, at, message)
     if not machines or len(machines) < len(bakes):
@@ -97,10 +95,9 @@ def _images(thing: Thing, spec: Mapping[str, Any], family: str, bakes: tuple[Bak
         yield finding("ami-differs", thing, ("spec",), f"no amiSelector: Karpenter takes AWS's own AMI, not {names}")
 
 
-def _disks(thing: Thing, spec: Mapping[str, Any], family: str, bakes: tuple[Bake, ...]) -> Iterator[Finding]:
+def _disks(thing: Thing, spec: Mapping[str, Any], family: NodeFamily, bakes: tuple[Bake, ...]) -> Iterator[Finding]:
     sizes = {snapshot: size for bake in bakes for snapshot, size in bake.snapshots if size}
     mappings = [as_map(each) for each in as_list(spec.get("blockDeviceMappings"))]
-    data_device = _DATA_DEVICES.get(family)
     for index, mapping in enumerate(mappings):
         at: Where = ("spec", "blockDeviceMappings", index)
         ebs, device = as_map(mapping.get("ebs")), str(mapping.get("deviceName") or "")
@@ -109,8 +106,8 @@ def _disks(thing: Thing, spec: Mapping[str, Any], family: str, bakes: tuple[Bake
         if given and given < least:
             message = f"{device} has {gib(given)}, and the snapshot {snapshot} {gib(least)}"
             yield finding("volume-too-small", thing, (*at, "ebs", "volumeSize"), message)
-        if snapshot in sizes and data_device and device != data_device:
-            message = f"{snapshot} is mapped under {device}, and {family} looks for its store on {data_device}"
+        if snapshot in sizes and family.data and device != family.data:
+            message = f"{snapshot} is mapped under {device}, and {family} looks for its store on {family.data}"
             yield finding("device-differs", thing, (*at, "deviceName"), message)
         if snapshot and any(bake.kind == "volume" and not bake.family and snapshot in _ids(bake) for bake in bakes):
             yield from _mount(thing, at, spec, family, device, given, least)
@@ -119,10 +116,10 @@ def _disks(thing: Thing, spec: Mapping[str, Any], family: str, bakes: tuple[Bake
 
 
 def _mount(
-    thing: Thing, at: Where, spec: Mapping[str, Any], family: str, device: str, given: int, size: int
+    thing: Thing, at: Where, spec: Mapping[str, Any], family: NodeFamily, device: str, given: int, size: int
 ) -> Iterator[Finding]:
     """Check that the node uses its volume, where that follows from the user data; sizes in bytes (0: unknown)."""
-    if family not in _BY_USER_DATA:
+    if not family.is_told:
         return
     text = str(spec.get("userData") or "")
     if not _MOUNTS.search(text):
@@ -132,7 +129,7 @@ def _mount(
         message = f"{device} has {gib(given)}, and the file system of the snapshot {gib(size)}: nothing grows it"
         yield finding("volume-not-grown", thing, (*at, "ebs", "volumeSize"), message)
     kubelet = {**as_map(spec.get("kubelet")), **read(text).kubelet}
-    if family == "AL2023" and "imagefs.available" not in as_map(kubelet.get("evictionHard")):
+    if family.nodeadm and "imagefs.available" not in as_map(kubelet.get("evictionHard")):
         message = f"the runtime's store is on {device}, and the kubelet's evictionHard does not name imagefs.available"
         yield finding("imagefs-unguarded", thing, at, message)
 
@@ -141,12 +138,14 @@ def _ids(bake: Bake) -> set[str]:
     return {snapshot for snapshot, _ in bake.snapshots}
 
 
-def _root(thing: Thing, family: str, mappings: list[Mapping[str, Any]], bakes: tuple[Bake, ...]) -> Iterator[Finding]:
+def _root(
+    thing: Thing, family: NodeFamily, mappings: list[Mapping[str, Any]], bakes: tuple[Bake, ...]
+) -> Iterator[Finding]:
     """Check the root volume of a baked AMI, whose size is Karpenter's unless it is written."""
     machines = [bake for bake in bakes if bake.kind == "machine-image" and bake.size]
     if not machines or len(machines) < len(bakes):
         return
-    device = root_device(family)
+    device = family.root
     least = min(bake.size for bake in machines)
     marked = any(mapping.get("rootVolume") is True for mapping in mappings)
     for index, mapping in enumerate(mappings):
@@ -158,7 +157,7 @@ def _root(thing: Thing, family: str, mappings: list[Mapping[str, Any]], bakes: t
                 message = f"{name} has {gib(given)}, and the baked AMI's root volume {gib(least)}"
                 yield finding("volume-too-small", thing, at, message)
             return
-    default = default_disks(family).get(device, 0) * GIB  # 0: those of the AMI
+    default = family.disks.get(device, 0) * GIB  # 0: those of the AMI
     if not mappings and 0 < default < least:
         message = (
             f"no blockDeviceMappings: Karpenter makes {device} {gib(default)}, and the baked AMI needs {gib(least)}"
@@ -172,7 +171,7 @@ def _share(
     """Check how much of its volume a bake fills: garbage collection then takes all that is not pinned."""
     settings = {**as_map(spec.get("kubelet")), **read(str(spec.get("userData") or "")).kubelet}
     low = _percent(settings.get("imageGCLowThresholdPercent"), _LOW)
-    grows = family_of(spec) not in _BY_USER_DATA or bool(_GROWS.search(str(spec.get("userData") or "")))
+    grows = not family_of(spec).is_told or bool(_GROWS.search(str(spec.get("userData") or "")))
     for bake in bakes:
         ours = _ids(bake)
         for index, mapping in enumerate(mappings):
@@ -188,11 +187,11 @@ def _share(
 
 
 def _settings(
-    thing: Thing, where: Where, settings: NodeSettings, bakes: tuple[Bake, ...], family: str
+    thing: Thing, where: Where, settings: NodeSettings, bakes: tuple[Bake, ...], family: NodeFamily
 ) -> Iterator[Finding]:
     if message := settings.against_snapshotter:
         yield finding("snapshotter-differs", thing, where, message)
-    if message := settings.against_storage("", family):
+    if message := settings.against_storage(family=family):
         yield finding("instance-store", thing, where, message)
     yield from _pause(thing, where, settings, bakes, family)
     if settings.kubelet:
@@ -200,11 +199,11 @@ def _settings(
 
 
 def _pause(
-    thing: Thing, where: Where, settings: NodeSettings, bakes: tuple[Bake, ...], family: str
+    thing: Thing, where: Where, settings: NodeSettings, bakes: tuple[Bake, ...], family: NodeFamily
 ) -> Iterator[Finding]:
-    wanted = settings.sandbox or (_PAUSE if family == "AL2023" else "")
+    wanted = settings.sandbox or (_PAUSE if family.nodeadm else "")
     for bake in bakes:
-        if bake.kind != "volume" or not wanted or family == "Bottlerocket" or bake.sandbox == "auto":
+        if bake.kind != "volume" or not wanted or family == BOTTLEROCKET or bake.sandbox == "auto":
             continue
         if not bake.sandbox:
             message = f"{bake.name} carries no pause image, and takes the place of the store that has {wanted}"
