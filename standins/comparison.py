@@ -122,7 +122,11 @@ def _read(layer: list[Spec]) -> list[Spec]:
 
     An entry that is no file has no data, whatever its size says: they are read as headers.
     """
+    before = b""
     for number, spec in enumerate(layer, 1):
+        if (before + spec.raw).startswith(END):
+            return layer[:number]
+        before = spec.raw if END.startswith(spec.raw) else b""
         is_file = spec.kind not in {b"1", b"2", b"3", b"4", b"5", b"6"}
         if spec.form == "v7" and spec.kind == b"0" and spec.name.endswith(b"/"):
             is_file = False
