@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _SERVICE = "/containerd.services.content.v1.Content"
 _CHUNK = 1 << 20
+_LARGEST_DOCUMENT = 16 << 20  # bytes: what a gRPC message of containerd's may hold
 # Writing and its commit: containerd hashes and syncs at some tens of MiB/s on the slowest of disks.
 _WRITE_BASE, _WRITE_RATE = 120.0, 4 << 20
 # An ingest stays locked for a moment after the stream that wrote it broke.
@@ -68,18 +69,21 @@ class Content:
         )
         return tuple(_info(info) for reply in replies for info in reply.info)
 
-    def chunks(self, digest: str, *, offset: int = 0, size: int = 0) -> Iterator[bytes]:
-        """Yield a blob's bytes in pieces; ``size`` 0 reads to the end. Raises NotFound."""
-        request = pb.ReadContentRequest(digest=digest, offset=offset, size=size)
+    def read(self, digest: str) -> bytes:
+        """Return a blob that is a document. Raises NotFound, BadContent for one of any size, whatever ``info`` says."""
         replies = self._connection.stream(
-            f"{_SERVICE}/Read", request, pb.ReadContentResponse, metadata=self._metadata(), subject=digest
+            f"{_SERVICE}/Read",
+            pb.ReadContentRequest(digest=digest),
+            pb.ReadContentResponse,
+            metadata=self._metadata(),
+            subject=digest,
         )
+        whole = bytearray()
         for reply in replies:
-            yield reply.data
-
-    def read(self, digest: str, *, offset: int = 0, size: int = 0) -> bytes:
-        """Return a blob, or a part of it. Raises NotFound."""
-        return b"".join(self.chunks(digest, offset=offset, size=size))
+            whole += reply.data
+            if len(whole) > _LARGEST_DOCUMENT:
+                raise BadContent(f"{digest} in containerd's store has more bytes than a manifest or config may have")
+        return bytes(whole)
 
     def label(self, digest: str, labels: Mapping[str, str]) -> None:
         """Set labels of a blob and keep its others; an empty value removes a label. Raises NotFound."""

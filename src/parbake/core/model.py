@@ -12,9 +12,10 @@ import json
 import platform as host_platform
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from parbake.core.errors import InputError
+from parbake.core.printable import writable
 from parbake.core.reference import Reference
 
 KIB = 1 << 10
@@ -370,6 +371,17 @@ class HydrateFigures(Frozen):
     prefetch: dict[str, str | float] = Field(default_factory=dict)
 
 
+_LONGEST_TOLD = 64 << 10  # characters
+
+
+def _told(text: object) -> object:
+    return writable(text[:_LONGEST_TOLD]) if isinstance(text, str) else text
+
+
+Told = Annotated[str, BeforeValidator(_told)]
+"""What a machine says that is verified: a record can hold it, whatever and however much it is."""
+
+
 class ImageVerdict(Frozen):
     """What verification saw of one image; an empty ``problems`` means that it passed.
 
@@ -378,15 +390,15 @@ class ImageVerdict(Frozen):
     pod's sandbox took before that; ``output`` is the end of what the container wrote.
     """
 
-    reference: str
-    digest: str = ""
+    reference: Told
+    digest: Told = ""
     pinned: bool = False
     unpacked: bool = False
     startup: Startup | None = None
     start_seconds: float | None = None
     sandbox_seconds: float | None = None
-    problems: tuple[str, ...] = ()
-    output: str = ""
+    problems: tuple[Told, ...] = ()
+    output: Told = ""
 
 
 class Verdict(Frozen):
@@ -408,10 +420,10 @@ class Verdict(Frozen):
     emulator: str = ""
     boot_seconds: float | None = None
     resumed_seconds: float | None = None
-    runtime: str = ""
+    runtime: Told = ""
     base: str = ""
     images: tuple[ImageVerdict, ...] = ()
-    problems: tuple[str, ...] = ()
+    problems: tuple[Told, ...] = ()
     warnings: tuple[str, ...] = ()
     hydrate: HydrateFigures | None = None
     verified_at: str = ""

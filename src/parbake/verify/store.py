@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from parbake.containerd import labels
-from parbake.core.errors import ContainerdError
+from parbake.core.errors import BadContent, ContainerdError, InputError
 from parbake.core.model import Descriptor, Image, Platform
 from parbake.images.registry import strictjson
 
 if TYPE_CHECKING:
     from parbake.containerd import Client, Cri
-
-_DOCUMENT_LIMIT = 16 << 20  # bytes of a manifest or config: what a gRPC message of containerd's may hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +110,7 @@ def _content(client: Client, target: str, platform: Platform, wanted: str) -> di
             **found,
             **({"missing": (digest,)} if missing else {"malformed": f"its document {digest} lacks {error}"}),
         }
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError, InputError, BadContent) as error:
         return {**found, "malformed": f"its document {digest} is malformed: {error}"}
     return found
 
@@ -122,11 +120,8 @@ class _Absent(LookupError):
 
 
 def _read(client: Client, digest: str, shape: strictjson.Shape = strictjson.DOCUMENT) -> dict[str, Any]:
-    info = client.content.info(digest)
-    if info is None:
+    if not client.content.exists(digest):
         raise _Absent(digest)
-    if info.size > _DOCUMENT_LIMIT:
-        raise ValueError(f"{info.size} bytes are too many for a manifest or a config")
     document: dict[str, Any] = strictjson.load(client.content.read(digest), shape)
     return document
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from parbake.core.errors import MachineError
 from parbake.core.model import Image, ImageVerdict, Plan, Startup
 from parbake.core.nodefiles import node_file
-from parbake.core.printable import writable
 
 if TYPE_CHECKING:
     from parbake.core.events import Events
@@ -81,8 +80,8 @@ def proof(reference: str, digest: str, said: Mapping[str, Any] | None, startup: 
             startup=startup,
             start_seconds=started,
             sandbox_seconds=sandbox,
-            problems=tuple(writable(problem) for problem in said["problems"]),
-            output=writable(said.get("output", ""))[-_OUTPUT:],
+            problems=tuple(said["problems"]),
+            output=said.get("output", "")[-_OUTPUT:],
         )
     except (AttributeError, KeyError, TypeError, ValueError):
         return ImageVerdict(reference=reference, problems=("what the machine reports on it makes no sense",))
