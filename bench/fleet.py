@@ -29,7 +29,7 @@ from pathlib import Path
 from temporalio.client import Client
 
 from parbake.core.run import Process
-from parbake.fleet.engine.queues import pollers
+from parbake.fleet.engine.facts import pollers
 from standins.fleet_program import key_of
 from standins.fleets import Fleet, kill
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections import Counter
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +20,7 @@ from parbake.bakefile.json_schema import schema_of
 from parbake.bakefile.sections import Section, Via
 from parbake.bakefile.values import (
     ARCHITECTURES,
+    Duration,
     File,
     Name,
     StoreText,
@@ -27,11 +30,15 @@ from parbake.bakefile.values import (
     valid_name,
     wrong,
 )
+from parbake.core import atomic
+from parbake.core.errors import InputError
+from parbake.core.model import Platform
 from parbake.fleet.places import BakesAtOnce, PlaceText, Quotas, are_distinct
 from parbake.fleet.rollout import Rollout
-from parbake.fleet.schedule import Schedule
 
 DEFAULT_FILE = Path("fleet.yaml")
+_MODE = 0o644
+_PLAIN_TEXT = re.compile(r"[A-Za-z0-9._/-]+")
 _GIT_URL = r"(https|ssh|git)://[^\s]+|[\w.-]+@[\w.-]+:[^\s]+"
 _GIT_REF = r"[A-Za-z0-9][A-Za-z0-9._/-]*"
 
@@ -118,6 +125,22 @@ def _entry(text: str) -> object:
 
 
 EntryText = Annotated[BakefileEntry, Via(BakefileEntry, short=_entry, short_schema={"type": "string", "minLength": 1})]
+
+
+class Schedule(Section):
+    """When runs begin by themselves. The engine knows of it from `parbake fleet apply`."""
+
+    every: Duration
+    """How often a run starts. It plans all cells, and bakes those that the store does not have."""
+    jitter: Duration | None = None
+    """Start up to this much later, at random, so that several fleets do not ask one registry at once."""
+    overlap: Literal["skip", "queue"] = "skip"
+    """What happens if the previous run is still under way: skip this one, or start it afterwards."""
+    catch_up: Duration = Field(default=600.0, json_schema_extra={"default": "10m"})
+    """How late a run that was missed while no engine ran may still start; of several, the last one does."""
+    prune: Duration | None = None
+    """How often old artefacts are removed, as the Bakefiles' `retention` says: from the store, and from EC2 where they
+    are published. Without: never."""
 
 
 class Fleet(Section):
@@ -231,3 +254,35 @@ def load(path: Path) -> Fleet:
     Raises BakefileError with every problem, or InputError when there is no file to read.
     """
     return _FLEET.load(path)
+
+
+def write(folder: Path, *, force: bool = False) -> Path:
+    """Write ``fleet.yaml`` for the Bakefiles (``parbake.yaml``) below a folder; return its path.
+
+    Raises InputError when there is none, or when the file exists (unless ``force``).
+    """
+    path = folder / DEFAULT_FILE
+    if path.exists() and not force:
+        raise InputError(f"{path} exists", hint="--force replaces it")
+    found = sorted(each.relative_to(folder) for each in folder.rglob("parbake.yaml") if not _hidden(each, folder))
+    if not found:
+        raise InputError(f"there is no Bakefile below {folder}", hint="`parbake init FOLDER` writes one")
+    text = (files("parbake.fleet") / "files/fleet.yaml.in").read_text()
+    atomic.replace(
+        path,
+        text.format(
+            name=valid_name(folder.absolute().name) or "fleet",
+            architecture=Platform.host().architecture,
+            bakefiles="\n".join(f"  - {_quoted(str(each))}" for each in found),
+        ),
+        mode=_MODE,
+    )
+    return path
+
+
+def _hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+
+def _quoted(text: str) -> str:
+    return text if _PLAIN_TEXT.fullmatch(text) else json.dumps(text)

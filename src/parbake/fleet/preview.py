@@ -11,7 +11,7 @@ from typing import Literal
 from parbake.bakefile import COPY_ROLES, load
 from parbake.core.errors import ParbakeError
 from parbake.core.events import Events
-from parbake.fleet import places, quarantine
+from parbake.fleet import places, stores
 from parbake.fleet.cells import Cell
 from parbake.fleet.file import Fleet
 from parbake.records import Record
@@ -47,7 +47,7 @@ class CellPreview:
 def _of_plan(cell: Cell, key: str, artefact: str, stored: Record | None, store: Store) -> CellPreview:
     if stored:
         return CellPreview(cell, "there" if stored.verified else "unverified", key, artefact, record=stored)
-    if note := quarantine.read(store, key):
+    if note := stores.quarantined(store, key):
         problem = f"bakes of this key have failed too often; the last error was {note.error}: {note.message}"
         return CellPreview(
             cell, "quarantined", key, artefact, problem, f"`parbake fleet retry {cell.name}` tries it again"

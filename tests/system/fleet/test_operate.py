@@ -17,12 +17,12 @@ from temporalio.exceptions import FailureError
 from parbake.core.errors import Interrupted
 from parbake.core.run import Process
 from parbake.fleet.engine import runs, schedules
+from parbake.fleet.engine.facts import pollers
 from parbake.fleet.engine.failures import describe
-from parbake.fleet.engine.queues import pollers
 from parbake.fleet.engine.schedules import Applied
 from parbake.fleet.engine.tasks import CONTROL, Failure, Place
-from parbake.fleet.engine.versions import _current as current
-from parbake.fleet.schedule import Schedule
+from parbake.fleet.engine.worker import _current as current
+from parbake.fleet.file import Schedule
 from parbake.records.store import identity_of, open_store
 from standins.fleet_program import key_of
 from standins.fleets import Fleet, kill

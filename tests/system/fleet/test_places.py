@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from temporalio.client import Client
 
-from parbake.fleet.engine import limits, local, runs
+from parbake.fleet.engine import local, runs, schedules
 from parbake.fleet.engine.tasks import BAKE, PLACE, Destination
 from standins.fleet_program import key_of
 from standins.fleets import Fleet
@@ -114,7 +114,7 @@ def test_bakes_of_a_builder_at_once(fleet: Fleet) -> None:
 def test_the_engine_lets_no_more_begin_in_a_second(fleet: Fleet) -> None:
     """Five copies a second and region, over both workers: of thirty the last begins seconds after the first."""
     try:
-        fleet.ask(lambda client: limits.settle(client, 5))
+        fleet.ask(lambda client: schedules.limit_starts(client, 5))
         cells = [f"local-rate-{number}" for number in range(30)]
         fleet.places(HOME)
         fleet.run(cells, name="rate", places=[Destination(HOME)], copies=30, window=30)
@@ -124,7 +124,7 @@ def test_the_engine_lets_no_more_begin_in_a_second(fleet: Fleet) -> None:
         assert in_a_second <= 15, "a burst of at most three times"
         assert starts[-1] - starts[0] >= 3
     finally:
-        fleet.ask(lambda client: limits.settle(client, None))
+        fleet.ask(lambda client: schedules.limit_starts(client, None))
 
 
 def test_a_long_run_places_each_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

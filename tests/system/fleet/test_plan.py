@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from parbake.fleet import quarantine
-from parbake.fleet.quarantine import Note
+from parbake.fleet.stores import Note, quarantine
 from standins.command import Corner
 from standins.images import image, layer, push
 from standins.registry import DockerRegistry
@@ -61,7 +60,7 @@ def test_each_cell_says_what_is_to_be_done(tmp_path: Path, registry: DockerRegis
     assert corner.parbake("bake", "-f", "two/parbake.yaml", "--no-verify", "--json").code == 0
     alone = corner.parbake("fleet", "plan", "--cell", "two", "--json", "--progress", "none").document["cells"][0]
     assert alone["state"] == "bake", "it is on this machine alone, and nobody else has it"
-    quarantine.add(str(corner.folder / "store"), alone["key"], Note("two@amd64", "WorkerLost", "its workers died"))
+    quarantine(str(corner.folder / "store"), alone["key"], Note("two@amd64", "WorkerLost", "its workers died"))
     held = corner.parbake("fleet", "plan", "--cell", "two", "--json", "--progress", "none").document["cells"][0]
     assert held["state"] == "quarantined"
     corner.write("two/parbake.yaml", f"{usual.replace('32MiB', '33MiB')}images: ['{registry.host}/app:2']\n")

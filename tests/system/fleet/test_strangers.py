@@ -27,9 +27,8 @@ from parbake.core.errors import EngineUnreachable, FleetIncomplete
 from parbake.fleet.engine import rollouts, runs
 from parbake.fleet.engine.activities import Activities
 from parbake.fleet.engine.calls import Answering
-from parbake.fleet.engine.facts import Facts, fingerprint
+from parbake.fleet.engine.facts import Facts, fingerprint, pollers
 from parbake.fleet.engine.handles import answer
-from parbake.fleet.engine.queues import pollers
 from parbake.fleet.engine.sealing import read_keys
 from parbake.fleet.engine.tasks import (
     Baked,

@@ -28,7 +28,7 @@ from temporalio.worker.workflow_sandbox._restrictions import RestrictionContext
 from parbake.core import ports
 from parbake.core.errors import CommandFailed, EnvironmentProblem, InputError
 from parbake.core.run import run
-from parbake.fleet import quarantine, source
+from parbake.fleet import source, stores
 from parbake.fleet.engine import local
 from parbake.fleet.engine.activities import failure
 from parbake.fleet.engine.failures import describe
@@ -77,14 +77,15 @@ def places() -> dict[str, SerializationContext]:
     named: dict[str, SerializationContext]
     named = {name: WorkflowSerializationContext("default", name) for name in ("rollout/shop", "fleet/shop", "bake/k/s")}
     named["namespace"] = WorkflowSerializationContext("other", "rollout/shop")
-    for workflow, kind, identity in (
-        ("rollout/shop", "gate", "gate/r1/1"),
-        ("rollout/shop", "gate", "gate/r1/2"),
-        ("rollout/shop", "hand", "gate/r1/1"),
-        ("rollout/eshop", "gate", "gate/r1/1"),
+    for space, workflow, kind, identity in (
+        ("default", "rollout/shop", "gate", "gate/r1/1"),
+        ("default", "rollout/shop", "gate", "gate/r1/2"),
+        ("default", "rollout/shop", "hand", "gate/r1/1"),
+        ("default", "rollout/eshop", "gate", "gate/r1/1"),
+        ("other", "rollout/shop", "gate", "gate/r1/1"),
     ):
-        named[f"{workflow} {kind} {identity}"] = ActivitySerializationContext(
-            "default", identity, kind, None, workflow, None, is_local=False
+        named[f"{space} {workflow} {kind} {identity}"] = ActivitySerializationContext(
+            space, identity, kind, None, workflow, None, is_local=False
         )
     return named
 
@@ -170,12 +171,12 @@ def test_what_failed_is_what_parbake_said() -> None:
 
 def test_the_first_note_of_a_quarantine_stays_until_it_is_lifted(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
-    assert quarantine.read(store, "k") is None
-    quarantine.add(str(tmp_path), "k", quarantine.Note("a@amd64", "WorkerLost", "first"))
-    quarantine.add(str(tmp_path), "k", quarantine.Note("a@amd64", "WorkerLost", "second"))
-    assert quarantine.read(store, "k") == quarantine.Note("a@amd64", "WorkerLost", "first")
-    quarantine.lift(store, ["k", "other"])
-    assert quarantine.read(store, "k") is None
+    assert stores.quarantined(store, "k") is None
+    stores.quarantine(str(tmp_path), "k", stores.Note("a@amd64", "WorkerLost", "first"))
+    stores.quarantine(str(tmp_path), "k", stores.Note("a@amd64", "WorkerLost", "second"))
+    assert stores.quarantined(store, "k") == stores.Note("a@amd64", "WorkerLost", "first")
+    stores.lift(store, ["k", "other"])
+    assert stores.quarantined(store, "k") is None
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 
 from parbake import cli
 from parbake.core.errors import BakefileError, InputError
-from parbake.fleet import file, scaffold
+from parbake.fleet import file
 from parbake.fleet.file import load, schema
 
 CASES = sorted((Path(__file__).parent / "cases").glob("*.yaml"))
@@ -84,7 +84,7 @@ def test_init_writes_what_loads_and_fits_the_schema(folder: Path) -> None:
     (folder / "gpu node/parbake.yaml").write_text("version: 1\nimages: [r.example/app:2]\nbase: none\n")
     (folder / ".hidden").mkdir()
     (folder / ".hidden/parbake.yaml").write_text("")
-    path = scaffold.write(folder)
+    path = file.write(folder)
     fleet = load(path)
     assert [entry.file.relative_to(folder) for entry in fleet.bakefiles] == [
         Path("gpu node/parbake.yaml"),
@@ -100,10 +100,10 @@ def test_init_writes_what_loads_and_fits_the_schema(folder: Path) -> None:
     assert set(YAML(typ="safe").load(uncommented)) == set(type(fleet).model_fields), "every key is explained"
     load(path)
     with pytest.raises(InputError, match="exists"):
-        scaffold.write(folder)
-    scaffold.write(folder, force=True)
+        file.write(folder)
+    file.write(folder, force=True)
     with pytest.raises(InputError, match="there is no Bakefile below"):
-        scaffold.write(folder / "search/empty")
+        file.write(folder / "search/empty")
 
 
 def test_the_commands_init_and_schema(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,9 +12,8 @@ import pytest
 
 from parbake import __version__, cli
 from parbake.core.errors import BadContent, WrongStore
-from parbake.fleet.engine.facts import Facts, fingerprint
+from parbake.fleet.engine.facts import Facts, Pollers, fingerprint
 from parbake.fleet.engine.health import Here, Seen, judge
-from parbake.fleet.engine.queues import Pollers
 from parbake.fleet.stores import need_identity
 from parbake.records.store import identity_of, open_store
 

@@ -15,11 +15,10 @@ from parbake.core.errors import InputError
 from parbake.core.events import Events
 from parbake.core.model import Published, Snapshot
 from parbake.fleet import places, preview
-from parbake.fleet.cells import cells
+from parbake.fleet.cells import cells, run_request
 from parbake.fleet.engine.tasks import Destination, Root
 from parbake.fleet.file import load
 from parbake.fleet.places import Place
-from parbake.fleet.requests import run_request
 from standins.plans import record
 
 HOME, OTHER = "eu-west-1", "us-east-1"

@@ -10,7 +10,7 @@ import pytest
 from parbake import cli
 from parbake.core.errors import InputError
 from parbake.core.events import Events
-from parbake.fleet import gate, waves
+from parbake.fleet import waves
 from parbake.fleet.cells import cells
 from parbake.fleet.file import load
 from parbake.fleet.rollout import Rollout
@@ -101,7 +101,7 @@ def test_a_gate_asks_targets_then_its_command(folder: Path, capsys: pytest.Captu
     script = folder / "gate"
     script.write_text('#!/bin/sh\necho "$1 $PARBAKE_FLEET $PARBAKE_WAVE $PARBAKE_GENERATION"\n')
     script.chmod(0o755)
-    [target, command] = gate.ask("shop", plan(folder), "canary", folder, Events(), generation="0a")
+    [target, command] = waves.ask_gate("shop", plan(folder), "canary", folder, Events(), generation="0a")
     assert (target.asked, target.problem) == ("search/canary", "")
     assert (command.asked, command.problem, command.said) == ("./gate now", "", "now shop canary 0a")
     script.write_text("#!/bin/sh\necho first >&2\necho too many errors >&2\nexit 1\n")
@@ -114,17 +114,17 @@ def test_a_gate_asks_targets_then_its_command(folder: Path, capsys: pytest.Captu
     assert "too many errors" in capsys.readouterr().out
     assert cli.run(["fleet", "gate", "europe", "--progress", "none", "-f", file]) == 0
     with pytest.raises(InputError, match="the fleet has no wave asia"):
-        gate.ask("shop", plan(folder), "asia", folder, Events(), generation="")
+        waves.ask_gate("shop", plan(folder), "asia", folder, Events(), generation="")
 
 
 def test_a_gate_that_takes_too_long_says_no(folder: Path) -> None:
     path = folder / "fleet.yaml"
     path.write_text(path.read_text().replace("{command: [./gate, now]}", "{command: [sleep, '60'], timeout: 100ms}"))
-    answers = gate.ask("shop", plan(folder), "canary", folder, Events(), generation="")
+    answers = waves.ask_gate("shop", plan(folder), "canary", folder, Events(), generation="")
     assert "not done within" in answers[-1].problem
 
 
 def test_a_target_that_cannot_be_asked_says_no_and_the_command_is_not_asked(folder: Path) -> None:
     (folder / "search/canary.json").write_text("not ours")
-    [answer] = gate.ask("shop", plan(folder), "canary", folder, Events(), generation="")
+    [answer] = waves.ask_gate("shop", plan(folder), "canary", folder, Events(), generation="")
     assert "not a file of parbake" in answer.problem

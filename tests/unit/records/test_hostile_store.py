@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from parbake.core.errors import BadContent, EnvironmentProblem, ParbakeError
 from parbake.core.events import Events
-from parbake.fleet import audit, quarantine
+from parbake.fleet import audit, stores
 from parbake.records.store import Need, held, identity_of, leases, needed, note, trail
 from parbake.records.store.folder import FolderStore
 from parbake.records.store.leases import Lease, LeaseClaim, StoreNotes
@@ -239,7 +239,7 @@ def every_reader(store: Store, machine: Machine, artefact: str, key: str) -> Ite
     yield lambda: StoreNotes(store, f"{key}.eu-west-1", "me", lambda: None).read()
     yield lambda: LeaseClaim(store, key, "node", Events()).take()
     yield lambda: audit.last_rollout(store, "shop")
-    yield lambda: quarantine.read(store, key)
+    yield lambda: stores.quarantined(store, key)
     yield lambda: identity_of(store)
     yield lambda: shared.remove([])
 
@@ -293,7 +293,7 @@ def test_a_broken_lease_or_note_is_as_if_it_were_not_there(
     for reader in every_reader(store, machine, truth["artefact"], key):
         reader()
     note(store, Need(fleet="shop"))
-    assert quarantine.read(store, key) is None
+    assert stores.quarantined(store, key) is None
 
 
 @given(data=st.data())

@@ -43,9 +43,9 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> Result:
     """Write a commented fleet.yaml for the Bakefiles below a folder."""
-    from parbake.fleet import scaffold
+    from parbake.fleet import file
 
-    return written([scaffold.write(folder, force=force)])
+    return written([file.write(folder, force=force)])
 
 
 @command(fleets)

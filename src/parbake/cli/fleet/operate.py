@@ -38,7 +38,7 @@ def apply(
     the file on the branch.
     """
     need_engine()
-    from parbake.fleet.engine import limits, schedules
+    from parbake.fleet.engine import schedules
     from parbake.fleet.engine.tasks import Place
     from parbake.fleet.file import load
 
@@ -52,7 +52,7 @@ def apply(
 
     async def go(client: Client) -> schedules.Applied:
         if not dry_run:
-            await limits.settle(client, limit)
+            await schedules.limit_starts(client, limit)
         return await schedules.apply(client, fleet.schedule, place, dry_run=dry_run)
 
     done = asked(state, file, go)

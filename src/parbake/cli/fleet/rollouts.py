@@ -221,10 +221,10 @@ def gate(
     The exit code is 3 if one of them fails.
     """
     from parbake.cli.text import fleet_rollouts as text
-    from parbake.fleet import gate as asking
+    from parbake.fleet import waves
 
     fleet, plan = _planned(file, cell)
-    answers = asking.ask(fleet.name, plan, wave, file.absolute().parent, events, generation=generation)
+    answers = waves.ask_gate(fleet.name, plan, wave, file.absolute().parent, events, generation=generation)
     no = [each for each in answers if each.problem]
 
     def judge() -> None:

@@ -164,9 +164,9 @@ def run(
     """
     need_engine()
     from parbake.cli.text import fleet as text
-    from parbake.fleet.engine import limits, runs
+    from parbake.fleet.cells import run_request
+    from parbake.fleet.engine import runs, schedules
     from parbake.fleet.file import load
-    from parbake.fleet.requests import run_request
     from parbake.fleet.source import pinned
 
     fleet, folder = load(file), file.absolute().parent
@@ -175,7 +175,7 @@ def run(
 
     async def start(client: Client) -> str:
         if limit := fleet.quotas.starts_per_second:
-            await limits.settle(client, limit)
+            await schedules.limit_starts(client, limit)
         return await runs.start(client, request, events.note)
 
     if not wait:
@@ -328,7 +328,7 @@ def retry(
     file: FleetPath = DEFAULT_FILE,
 ) -> Result:
     """Release cells from quarantine, so that the next run tries them again."""
-    from parbake.fleet import preview, quarantine
+    from parbake.fleet import preview, stores
     from parbake.fleet.cells import cells, chosen
     from parbake.fleet.file import load
     from parbake.records.store import open_store
@@ -336,7 +336,7 @@ def retry(
     fleet, folder = load(file), file.absolute().parent
     found = preview.look(fleet, folder, chosen(cells(fleet, folder), tuple(cell)), events)
     freed = [each for each in found if each.state == "quarantined"]
-    quarantine.lift(open_store(fleet.store), [each.key for each in freed])
+    stores.lift(open_store(fleet.store), [each.key for each in freed])
     names = [each.cell.name for each in freed]
     return Result(
         {"freed": names}, lambda: "\n".join(f"{name} will be retried" for name in names) or "no cell was in quarantine"

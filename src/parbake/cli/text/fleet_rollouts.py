@@ -15,9 +15,8 @@ if TYPE_CHECKING:
     from parbake.fleet.engine.logs import Log
     from parbake.fleet.engine.rollout_tasks import RolloutState, WaveState, WaveTarget
     from parbake.fleet.engine.rollouts import RolloutStatus
-    from parbake.fleet.gate import Answer
     from parbake.fleet.rollout import Wave
-    from parbake.fleet.waves import FleetTarget, Plan
+    from parbake.fleet.waves import Answer, FleetTarget, Plan
 
 _NEWEST = 5
 

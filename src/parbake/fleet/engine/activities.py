@@ -14,9 +14,10 @@ import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from temporalio import activity
 from temporalio.client import Client, WorkflowFailureError
@@ -24,23 +25,30 @@ from temporalio.exceptions import ApplicationError, is_cancelled_exception
 
 from parbake.core.errors import InputError, ParbakeError, WrongStore
 from parbake.core.run import follow
-from parbake.fleet import begun, quarantine
+from parbake.fleet import stores
 from parbake.fleet.engine import tasks
 from parbake.fleet.engine.calls import not_sealed
 from parbake.fleet.engine.failures import describe
 from parbake.fleet.engine.messages import first_run, is_of
+from parbake.fleet.engine.search import registered
 from parbake.fleet.engine.tasks import (
     Baked,
     BakeRequest,
     BeginRequest,
     Failure,
+    Place,
     PlaceRequest,
     Planned,
     PlanRequest,
+    PruneRequest,
     Root,
+    RunRequest,
+    this_moment,
 )
-from parbake.fleet.source import checked_out
-from parbake.fleet.stores import need_identity
+from parbake.fleet.source import checked_out, pinned
+
+if TYPE_CHECKING:
+    from parbake.fleet.file import Fleet
 
 _NO_SECOND_TRY = {
     "Denied", "AwsNoAccess", "LayerEscape", "LayerBomb", "Moved", "NotSealed",
@@ -70,7 +78,7 @@ class Activities:
     @property
     def of_control(self) -> list[Any]:
         """What needs no privilege."""
-        return [self.begin, self.plan, self.join, self.quarantine]
+        return [self.begin, self.plan, self.join, self.quarantine, self.prepare, self.to_prune, self.prune]
 
     @property
     def of_bakes(self) -> list[Any]:
@@ -87,10 +95,10 @@ class Activities:
         """Note that a run or rollout begins, and refuse it where one that was asked for later has begun."""
         await self._need_store(request.store, request.store_id)
         info = activity.info()
-        now = begun.Begun(request.at, request.made, info.workflow_run_id or "")
+        now = stores.Begun(request.at, request.made, info.workflow_run_id or "")
         try:
             await asyncio.to_thread(
-                begun.begin, request.store, info.workflow_id or "", now, before=request.before, again=request.again
+                stores.begin, request.store, info.workflow_id or "", now, before=request.before, again=request.again
             )
         except ParbakeError as error:
             final = isinstance(error, InputError)
@@ -174,13 +182,35 @@ class Activities:
     @activity.defn
     async def quarantine(self, request: BakeRequest, found: Failure) -> None:
         """Note that a key has failed too often, so that no run tries it until somebody says so."""
-        note = quarantine.Note(request.cell, found.error, found.message)
-        await asyncio.to_thread(quarantine.add, request.store, request.key, note)
+        note = stores.Note(request.cell, found.error, found.message)
+        await asyncio.to_thread(stores.quarantine, request.store, request.key, note)
+
+    @activity.defn
+    async def prepare(self, place: Place) -> RunRequest:
+        """Return the run that the fleet's file asks for now."""
+        from parbake.fleet.cells import run_request  # with all of Bakefiles: workers start without it
+
+        root, file, fleet = await asyncio.to_thread(_read, place)
+        request = run_request(fleet, place.file, root, file.parent, heartbeat=place.heartbeat)
+        return replace(request, at=this_moment(), searchable=await registered(self._client))
+
+    @activity.defn
+    async def to_prune(self, place: Place) -> list[PruneRequest]:
+        """Return the Bakefiles of the fleet."""
+        return await asyncio.to_thread(_bakefiles, place)
+
+    @activity.defn
+    async def prune(self, request: PruneRequest) -> None:
+        """Remove the old artefacts of a Bakefile."""
+        published = ["--aws"] if request.publishes else []
+        published += [part for each in request.roles for part in ("--copy-role", each)]
+        command = ["prune", "-f", request.file, "--store", request.store, *published]
+        await self._succeed(command, request.root, request.fleet_file)
 
     async def _need_store(self, address: str, identity: str) -> None:
         """Refuse a store that is not the one where the run was begun: what went there would be lost for the others."""
         try:
-            await asyncio.to_thread(need_identity, address, identity)
+            await asyncio.to_thread(stores.need_identity, address, identity)
         except WrongStore as error:
             self.refuse(error)
             raise ApplicationError(
@@ -266,3 +296,37 @@ def failure(code: int, document: dict[str, Any]) -> ApplicationError:
         type=error,
         non_retryable=code in {2, 3} or error in _NO_SECOND_TRY,
     )
+
+
+def _read(place: Place) -> tuple[Root, Path, Fleet]:
+    from parbake.fleet.file import Source, load
+
+    try:
+        source = Source(git=place.git, ref=place.ref) if place.git else None
+        root = pinned(source, Path(place.folder))
+        file = checked_out(root) / place.file
+        return root, file, load(file)
+    except ParbakeError as error:
+        final = error.exit_code == 2
+        raise ApplicationError(error.message, error.hint, type=error.json_name, non_retryable=final) from error
+
+
+def _bakefiles(place: Place) -> list[PruneRequest]:
+    from parbake.bakefile import load as load_bakefile
+    from parbake.fleet.places import copy_roles
+
+    root, file, fleet = _read(place)
+    try:
+        return [
+            PruneRequest(
+                str(entry.file.relative_to(file.parent)),
+                root,
+                place.file,
+                fleet.store,
+                load_bakefile(entry.file).traits.in_ec2,
+                list(copy_roles(fleet.places)),
+            )
+            for entry in fleet.bakefiles
+        ]
+    except ParbakeError as error:
+        raise ApplicationError(error.message, error.hint, type=error.json_name, non_retryable=True) from error

@@ -1,4 +1,6 @@
-"""What a worker says of itself to whoever asks the engine who polls a queue: in its name, which is not sealed.
+"""Who takes tasks from a queue, as the engine sees it: it remembers for minutes whoever has asked.
+
+What a worker says of itself is in its name, which is not sealed:
 
 ``PID@HOST parbake/0.1.0 key/1a2b3c4d root loops kvm``: its version, a fingerprint of its key, what it can do.
 """
@@ -10,9 +12,16 @@ import hmac
 import os
 import socket
 from collections.abc import Collection
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Self
+
+from temporalio.api.enums.v1 import TaskQueueType
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
+from temporalio.client import Client
 
 from parbake import __version__
 from parbake.core.errors import EnvironmentProblem
@@ -67,3 +76,37 @@ def need_powers(queues: Collection[str]) -> None:
             f"a worker here cannot bake: {', '.join(BAKERS_CAN[each] for each in lacks)}",
             hint="run the worker as root, privileged; or let it plan and roll out: --queues control,roll",
         )
+
+
+_WAITS = timedelta(seconds=10)
+"""A task that waits for so long has found nobody who asks: whoever has not asked since then is busy, or dead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pollers:
+    """Whoever has asked, by identity, and how long ago; ``waits`` is how long the oldest task has been waiting."""
+
+    asked: dict[str, timedelta]
+    waits: timedelta = timedelta()
+
+    def alive(self, busy: AbstractSet[str] = frozenset()) -> frozenset[str]:
+        """Return who takes tasks, as far as can be told; ``busy`` are known to work on one. Pure."""
+        waits = self.waits > _WAITS
+        return frozenset(each for each, ago in self.asked.items() if not waits or ago < _WAITS or each in busy)
+
+
+async def pollers(client: Client, queue: str) -> Pollers:
+    """Ask the engine who takes tasks from a queue. Raises RPCError."""
+    answer = await client.workflow_service.describe_task_queue(
+        DescribeTaskQueueRequest(
+            namespace=client.namespace,
+            task_queue=TaskQueue(name=queue),
+            task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY,
+            report_stats=True,
+        )
+    )
+    now = datetime.now(UTC)
+    asked = {each.identity: now - each.last_access_time.ToDatetime(UTC) for each in answer.pollers}
+    stats = answer.stats
+    waits = stats.approximate_backlog_age.ToTimedelta() if stats.approximate_backlog_count else timedelta()
+    return Pollers(asked, waits)

@@ -25,7 +25,7 @@ from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from parbake.core.errors import EngineUnreachable
-from parbake.fleet import begun
+from parbake.fleet import stores
 from parbake.fleet.engine.messages import asked
 from parbake.fleet.engine.rollout_tasks import RolloutRequest
 from parbake.fleet.engine.sealing import of_workflow
@@ -94,7 +94,7 @@ async def last_begun(
     """
     newest = await client.get_workflow_handle(name).describe()
     if newest.status is not WorkflowExecutionStatus.RUNNING:
-        known = await asyncio.to_thread(begun.last, store, name)
+        known = await asyncio.to_thread(stores.last_begun, store, name)
         if known and known.run != newest.run_id:
             try:
                 return await client.get_workflow_handle(name, run_id=known.run).describe(), newest

@@ -11,9 +11,8 @@ from temporalio.client import Client
 
 from parbake import __version__
 from parbake.fleet.engine import schedules, search, tasks
-from parbake.fleet.engine.facts import BAKERS_CAN, Facts
+from parbake.fleet.engine.facts import BAKERS_CAN, Facts, pollers
 from parbake.fleet.engine.failures import in_words
-from parbake.fleet.engine.queues import pollers
 from parbake.workflows.doctor import Check, Status
 
 _FOR = ("fleet",)

@@ -17,7 +17,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from parbake.core.errors import AwsNoAccess, EnvironmentProblem, ParbakeError, VerificationFailed
 from parbake.fleet import audit
-from parbake.fleet.engine.activities import failure
+from parbake.fleet.engine.activities import Activities, failure
 from parbake.fleet.engine.handles import last_begun
 from parbake.fleet.engine.rollout_tasks import (
     AuditRequest,
@@ -33,7 +33,6 @@ from parbake.fleet.engine.rollout_tasks import (
     fleet_of,
     rollout_id,
 )
-from parbake.fleet.engine.schedule_activities import ScheduleActivities
 from parbake.fleet.source import checked_out
 from parbake.fleet.stores import need_rollout
 from parbake.fleet.windows import until_open
@@ -42,7 +41,7 @@ from parbake.rollouts import TargetState
 _ENDED_BADLY = {WorkflowExecutionStatus.CANCELED, WorkflowExecutionStatus.FAILED, WorkflowExecutionStatus.TERMINATED}
 
 
-class RolloutActivities(ScheduleActivities):
+class RolloutActivities(Activities):
     """What a worker can do, rollouts included."""
 
     @property

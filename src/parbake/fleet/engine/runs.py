@@ -23,10 +23,10 @@ from parbake.core.errors import EngineUnreachable, FleetIncomplete, InputError, 
 from parbake.fleet import words
 from parbake.fleet.engine import schedules, tasks
 from parbake.fleet.engine.calls import not_sealed
+from parbake.fleet.engine.facts import pollers
 from parbake.fleet.engine.failures import describe, in_words, is_missing, told
 from parbake.fleet.engine.handles import answer, last_begun, request_of, started
 from parbake.fleet.engine.messages import Told, about, first_run, is_of
-from parbake.fleet.engine.queues import pollers
 from parbake.fleet.engine.rollout_tasks import RolloutRequest
 from parbake.fleet.engine.sealing import of_activity
 from parbake.fleet.engine.tasks import Made, Progress, RunRequest, run_id

@@ -130,7 +130,7 @@ class RunRequest:
 
 @dataclass(frozen=True)
 class BeginRequest:
-    """May a run or rollout begin that was asked for ``at`` this time? The rest as in ``parbake.fleet.begun``."""
+    """May a run or rollout begin that was asked for ``at`` this time? The rest as in ``parbake.fleet.stores``."""
 
     store: str
     store_id: str

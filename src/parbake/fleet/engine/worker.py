@@ -1,4 +1,9 @@
-"""A worker: takes tasks from queues, and runs parbake for each."""
+"""A worker: takes tasks from queues, and runs parbake for each.
+
+Versions of workers may stand side by side: what began under one version ends under it, what begins now is the newest
+one's. That is for workers whose old version stays until it is drained. Others need it not: the tests refuse a change of
+workflows under which the histories of released versions do not replay.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +13,24 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 
+from temporalio.api.workflowservice.v1 import DescribeWorkerDeploymentRequest, SetWorkerDeploymentCurrentVersionRequest
 from temporalio.client import Client
+from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
 from temporalio.exceptions import ApplicationError, TemporalError
 from temporalio.service import RPCError
-from temporalio.worker import Worker
+from temporalio.worker import Worker, WorkerDeploymentConfig
 
 from parbake.core.errors import InputError, ParbakeError
 from parbake.fleet.engine.activities import OURS
 from parbake.fleet.engine.calls import Answering
 from parbake.fleet.engine.connect import Engine, connect
-from parbake.fleet.engine.facts import Facts, fingerprint
-from parbake.fleet.engine.failures import in_words, unreachable
+from parbake.fleet.engine.facts import Facts, fingerprint, pollers
+from parbake.fleet.engine.failures import in_words, is_missing, unreachable
 from parbake.fleet.engine.handles import request_of
-from parbake.fleet.engine.queues import pollers
 from parbake.fleet.engine.rollout_activities import RolloutActivities
 from parbake.fleet.engine.sealing import read_keys
 from parbake.fleet.engine.tasks import BAKE, CONTROL, PLACE, QUEUES, ROLL
 from parbake.fleet.engine.ticks import Prune, Tick
-from parbake.fleet.engine.versions import become_current, deployment
 from parbake.fleet.engine.waves import Rollout
 from parbake.fleet.engine.workflows import Bake, Fleet
 
@@ -112,12 +117,7 @@ async def _opens_something(client: Client) -> bool:
 def _worker(
     client: Client, can: RolloutActivities, identity: str, queue: str, slots: int, grace: float, pinned: str
 ) -> Worker:
-    activities = {
-        CONTROL: [*can.of_control, *can.of_schedules],
-        BAKE: can.of_bakes,
-        PLACE: can.of_places,
-        ROLL: can.of_rollouts,
-    }
+    activities = {CONTROL: can.of_control, BAKE: can.of_bakes, PLACE: can.of_places, ROLL: can.of_rollouts}
     return Worker(
         client,
         task_queue=queue,
@@ -129,6 +129,55 @@ def _worker(
         max_cached_workflows=_CACHED_WORKFLOWS if queue == CONTROL else 0,
         max_heartbeat_throttle_interval=_HEARTBEAT_THROTTLE,
         default_heartbeat_throttle_interval=_HEARTBEAT_THROTTLE,
-        deployment_config=deployment(pinned) if pinned else None,
+        deployment_config=_deployment(pinned) if pinned else None,
         graceful_shutdown_timeout=timedelta(seconds=grace),
     )
+
+
+_DEPLOYMENT = "parbake"
+
+
+def _deployment(version: str) -> WorkerDeploymentConfig:
+    """Return what a worker of a version is; workflows stay with the version that they began with."""
+    return WorkerDeploymentConfig(
+        version=WorkerDeploymentVersion(_DEPLOYMENT, version),
+        use_worker_versioning=True,
+        default_versioning_behavior=VersioningBehavior.PINNED,
+    )
+
+
+@in_words
+async def become_current(client: Client, version: str) -> None:
+    """Let what begins from now on be this version's, unless a newer one is current. Raises EngineUnreachable.
+
+    The engine refuses what comes while it is still noting others: then the library asks again.
+    """
+    now = await _current(client)
+    if now and _parts(now) >= _parts(version):
+        return
+    await client.workflow_service.set_worker_deployment_current_version(
+        SetWorkerDeploymentCurrentVersionRequest(
+            namespace=client.namespace,
+            deployment_name=_DEPLOYMENT,
+            build_id=version,
+            identity=client.identity,
+            ignore_missing_task_queues=True,
+            allow_no_pollers=True,  # this one begins in a moment
+        ),
+        retry=True,
+    )
+
+
+async def _current(client: Client) -> str:
+    request = DescribeWorkerDeploymentRequest(namespace=client.namespace, deployment_name=_DEPLOYMENT)
+    try:
+        found = await client.workflow_service.describe_worker_deployment(request, retry=True)
+    except RPCError as error:
+        if is_missing(error):
+            return ""
+        raise
+    return str(found.worker_deployment_info.routing_config.current_deployment_version.build_id)
+
+
+def _parts(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())

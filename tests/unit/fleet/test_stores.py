@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from parbake.core.errors import InputError
-from parbake.fleet.begun import Begun, begin
+from parbake.fleet.stores import Begun, begin
 from parbake.records.store.port import MOST
 
 NAME = "rollout/shop"
