@@ -10,7 +10,7 @@ from tests.unit.project.test_structure import _files, _module, _name, _nodes, _w
 LINES = {
     "aws": 4100,
     "bakefile": 2950,
-    "builders": 4900,
+    "builders": 4850,
     "cli": 5100,
     "coldstart": 1450,
     "containerd": 2300,
@@ -19,15 +19,15 @@ LINES = {
     "images": 8500,
     "machine": 6100,
     "node": 1150,
-    "records": 2750,
-    "rollouts": 5150,
+    "records": 2700,
+    "rollouts": 5100,
     "verify": 1650,
-    "workflows": 7100,
+    "workflows": 7050,
 }
 """The most lines of each wing's modules, without those that the protobuf compiler writes."""
 SLACK = 0.94
 """A wing has at least this share of its budget: a bound that is far away bounds nothing."""
-SMALL, MOST_SMALL = 60, 8
+SMALL, MOST_SMALL = 60, 7
 """A file of fewer lines that only one other file imports could be a part of that file. There are at most so many."""
 MOST_NAMED_TWICE = 17
 """Names that public classes of several modules share: a reader of the second thinks of the first."""

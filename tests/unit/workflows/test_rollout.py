@@ -55,7 +55,7 @@ def test_a_target_goes_by_each_of_its_ids_names_and_keys_in_whatever_order_they_
 
 
 @pytest.mark.parametrize("region", [None, REGION])
-@pytest.mark.parametrize("more", [[], [RECORDS[1]]], ids=["alone", "beside an AMI"])
+@pytest.mark.parametrize("more", [[], [RECORDS[0]]], ids=["alone", "beside an AMI"])
 def test_what_is_published_nowhere_names_the_builders_that_publish(region: str | None, more: list[Any]) -> None:
     local = plans.record("local")
     with pytest.raises(InputError) as caught:
