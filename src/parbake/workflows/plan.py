@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from parbake import records
 from parbake.bakefile import Bakefile, ImageEntry, advice, load
+from parbake.core.claim import Alone, Claim
 from parbake.core.errors import VerificationFailed
 from parbake.core.events import Events
 from parbake.core.model import Base, Image, Plan
@@ -26,6 +27,7 @@ from parbake.workflows.preflight import account_cautions
 from parbake.workflows.startup import proven_as
 
 if TYPE_CHECKING:
+    from parbake.builders import Publisher, RemoteBuilder
     from parbake.builders.workers.hire import Spare
     from parbake.records.held import State
     from parbake.records.store import Shared
@@ -99,6 +101,33 @@ class BakeOptions:
     from_scratch: bool = False
     expect_key: str = ""
     overrides: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Bake:
+    """One bake: what is made, how the user wants it, and what an earlier run has of it (None: nothing).
+
+    ``remote`` bakes in a cloud, ``publisher`` sends what this machine makes to one; without both, the artefact is a
+    file. ``claim`` says that no other machine makes the same for a cloud.
+    """
+
+    run: Session
+    plan: Plan
+    options: BakeOptions = field(default_factory=BakeOptions)
+    remote: RemoteBuilder | None = None
+    publisher: Publisher | None = None
+    earlier: BakeResult | None = None
+    claim: Claim = field(default_factory=Alone)
+
+    @property
+    def events(self) -> Events:
+        """Where the run tells what it does."""
+        return self.run.events
+
+    @property
+    def output(self) -> Path:
+        """The folder of artefacts and records."""
+        return self.run.bakefile.output
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Publishing to EBS, on a disk that a stand-in for the local builder makes: what is sent, what is found, what is gone.
 
-The story itself runs (``make.bake_and_publish``); what it does to a disk before that is the stand-in's as well.
+The story itself runs (``make``); what it does to a disk before that is the stand-in's as well.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from parbake.builders.ebs import EbsShipment
 from parbake.coldstart.trace import Part, Read, Trace
 from parbake.coldstart.trace import load as load_trace
 from parbake.core import sealed
-from parbake.core.claim import Alone
 from parbake.core.errors import InputError, VerificationFailed
 from parbake.core.events import Event, Events
 from parbake.core.model import EBS_BLOCK, GIB, MIB, Artefact, Base, Plan, Verdict
@@ -36,7 +35,7 @@ from parbake.machine import base
 from parbake.records import Record, read
 from parbake.workflows.bake import disks, make
 from parbake.workflows.identity import acting
-from parbake.workflows.plan import BakeOptions, Session
+from parbake.workflows.plan import Bake, BakeOptions, Session
 from standins.aws.ebs_direct_in_process import Direct
 from standins.aws.iam_recorder import allowed_by, bakefile_for, printed
 from standins.ebs_direct_server import Cloud
@@ -135,7 +134,7 @@ def build(
     with session(folder, wanted, settings) as run, allowed_by(policy_for(wanted, settings, bases)):
         publisher = publisher_of(run.bakefile, fresh=fresh)
         assert publisher
-        return make.bake_and_publish(run, wanted, publisher, options, None, Alone()).record
+        return make.make(Bake(run, wanted, options, publisher=publisher)).record
 
 
 @contextmanager
@@ -345,9 +344,7 @@ def test_a_copy_belongs_to_the_account_of_its_role(
         theirs = [found[name] for name in ("caller", "role_of_copies_in_us-east-1")]
         theirs.append({"Statement": [{**found["assume"]["Statement"][0], "Resource": ["*"]}]})  # noted without its name
         with acting(run.bakefile), allowed_by(*theirs):
-            made = [
-                make.bake_and_publish(run, wanted, publisher, BakeOptions(), None, Alone()).record for _ in range(2)
-            ]
+            made = [make.make(Bake(run, wanted, publisher=publisher)).record for _ in range(2)]
     (own, copied) = (cloud.snapshots[each.snapshots[0].id] for each in made[1].published.values())
     assert made[0].published == made[1].published
     assert (own.owner, own.shared, copied.owner, copied.shared) == (

@@ -27,7 +27,7 @@ from parbake.records import Record
 from parbake.records.store import leases
 from parbake.workflows import bake, clean
 from parbake.workflows.bake.sharing import make_and_share
-from parbake.workflows.plan import BakeOptions, BakeResult
+from parbake.workflows.plan import Bake, BakeOptions, BakeResult
 from standins import machines
 from standins.aws.ebs_direct_in_process import Direct
 from standins.aws.eventual import Eventual
@@ -79,7 +79,7 @@ def story(
         allowed_by(policy_for(wanted, settings)),
     ):
         publisher = publisher_of(run.bakefile, fresh=force)
-        make = partial(bake.ensure_artefact, run, wanted, None, publisher, options)
+        make = partial(bake.ensure_artefact, Bake(run, wanted, options, publisher=publisher))
         return make_and_share(run, wanted, make, force=force)
 
 

@@ -37,6 +37,8 @@ MOST_BUILDER_NAMES = 8
 """Places where the name of a builder is compared, instead of its traits."""
 MOST_PARSED_REFERENCES = 12
 """Places where a text becomes a ``Reference``: the doors. Behind them a name of an image is one."""
+MOST_PARAMETERS, MOST_LONG_LISTS = 6, 5
+"""Functions in ``workflows`` with more parameters hide a noun that nobody has named yet. There are at most so many."""
 RAISE = (
     "First look for what can go. Where nothing can, raise the figure, in a commit that says what a user gets for it."
 )
@@ -103,6 +105,16 @@ def test_references_are_parsed_at_the_doors() -> None:
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "Reference.parse"
     ]
     assert len(calls) <= MOST_PARSED_REFERENCES, f"Pass the Reference, or make a model's field one. {RAISE}"
+
+
+def test_functions_of_workflows_take_few_parameters() -> None:
+    long = []
+    for path in (each for each in _files() if _wing(each) == "workflows"):
+        for node in (each for each in _nodes(path) if isinstance(each, ast.FunctionDef)):
+            given = {each.arg for each in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)}
+            if len(given - {"self", "cls"}) > MOST_PARAMETERS:
+                long.append(f"{_name(path)}:{node.lineno} {node.name}")
+    assert len(long) <= MOST_LONG_LISTS, f"What belongs together is a noun: give it a type. {RAISE}\n" + "\n".join(long)
 
 
 def test_builders_are_asked_for_their_traits() -> None:

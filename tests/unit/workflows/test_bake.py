@@ -24,7 +24,7 @@ from parbake.machine import disk
 from parbake.records import folder as records_folder
 from parbake.records import held
 from parbake.workflows.bake import ahead, disks, make
-from parbake.workflows.plan import BakeOptions, BakeResult, Session
+from parbake.workflows.plan import Bake, BakeOptions, BakeResult, Session
 from parbake.workflows.verify import judge, verify_again
 from standins.plans import image, layer, plan, record
 
@@ -109,7 +109,7 @@ def test_the_record_is_written_once_with_its_trace(tmp_path: Path, monkeypatch: 
     bakefile = load(tmp_path / "parbake.yaml")
     with Registry(bakefile.registries, events=Events()) as registry:
         run = Session(bakefile, registry, Events())
-        made = make.bake_here(run, wanted, BakeOptions(rehearse=True, verify=False), None)
+        made = make.make(Bake(run, wanted, BakeOptions(rehearse=True, verify=False)))
     assert made.record.trace == summary(trace, file=made.record.trace_name)
     assert steps == ["prepare", "write"]
 

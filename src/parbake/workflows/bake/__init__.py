@@ -27,6 +27,7 @@ from parbake.records import genuine
 from parbake.workflows.bake.ahead import spare_worker
 from parbake.workflows.bake.sharing import make_and_share, using
 from parbake.workflows.plan import (
+    Bake,
     BakeOptions,
     BakeResult,
     Session,
@@ -64,7 +65,7 @@ def bake(bakefile_path: Path, events: Events, options: BakeOptions | None = None
         if remote:
             refuse_rehearsal(run.bakefile, options)
         plan = plan_bake(run, options)
-        ensure = partial(ensure_artefact, run, plan, remote, publisher, options)
+        ensure = partial(ensure_artefact, Bake(run, plan, options, remote, publisher))
         return make_and_share(run, plan, ensure, force=options.force)
 
 
@@ -104,24 +105,15 @@ def refuse_rehearsal(bakefile: Bakefile, options: BakeOptions) -> None:
         )
 
 
-def ensure_artefact(
-    run: Session,
-    plan: Plan,
-    remote: RemoteBuilder | None,
-    publisher: Publisher | None,
-    options: BakeOptions,
-    claim: Callable[[], Claim],
-    *,
-    force: bool,
-) -> BakeResult:
+def ensure_artefact(bake: Bake, claim: Callable[[], Claim], *, force: bool) -> BakeResult:
     """Make sure that a plan's artefact exists here, or in a cloud, and is verified; ``force`` makes it anew.
 
     What a cloud gets is made with the ``claim`` of one machine alone.
     """
-    options = replace(options, force=force)
-    output, name = run.bakefile.output, plan.artefact_name
-    earlier = find_earlier(run, plan, options, Events())  # what is wrong with it is told below
-    if earlier and is_complete(earlier, options):
+    bake = replace(bake, options=replace(bake.options, force=force))
+    run, output, name = bake.run, bake.output, bake.plan.artefact_name
+    earlier = find_earlier(bake, Events())  # what is wrong with it is told below
+    if earlier and is_complete(earlier, bake.options):
         # Nothing is left to do, also where nothing can be written; but a run may have been killed just after that.
         with suppress(OSError, EnvironmentProblem, DeadlineExceeded):
             access.give(output, records.everything(output / name), run.bakefile.readable_by)
@@ -130,25 +122,19 @@ def ensure_artefact(
     from parbake.workflows.bake import make  # with all that fills, boots and sends disks
 
     records.sweep(output)
-    held = claim() if remote or publisher else Alone()
-    with using(run, name), make.holding_layouts(run.cache, plan):
-        earlier = find_earlier(run, plan, options, run.events, mend=True)
-        if earlier and is_complete(earlier, options):
+    held = claim() if bake.remote or bake.publisher else Alone()
+    with using(run, name), make.holding_layouts(run.cache, bake.plan):
+        earlier = find_earlier(bake, run.events, mend=True)
+        if earlier and is_complete(earlier, bake.options):
             return earlier  # another machine was first
-        if remote:
-            return make.bake_remotely(run, plan, remote, options, earlier, held)
-        if publisher:
-            return make.bake_and_publish(run, plan, publisher, options, earlier, held)
-        return make.bake_here(run, plan, options, earlier)
+        return make.make(replace(bake, earlier=earlier, claim=held))
 
 
-def find_earlier(
-    run: Session, plan: Plan, options: BakeOptions, events: Events, *, mend: bool = False
-) -> BakeResult | None:
+def find_earlier(bake: Bake, events: Events, *, mend: bool = False) -> BakeResult | None:
     """Return what an earlier run has made of a plan, unless it is to be made anew; see ``plan.existing``."""
-    if options.force:
+    if bake.options.force:
         return None
-    return existing(run.bakefile.output, plan, events, trust=run.trusted, mend=mend)
+    return existing(bake.output, bake.plan, events, trust=bake.run.trusted, mend=mend)
 
 
 def is_complete(earlier: BakeResult, options: BakeOptions) -> bool:

@@ -1,4 +1,4 @@
-"""What a bake does once something is left to do: build, prepare, verify, publish, record.
+"""What a bake does once something is left to do. Start reading at ``make``.
 
 ``bake`` decides, and loads this only then: a bake with nothing to do is over before this would be loaded.
 """
@@ -16,14 +16,13 @@ from parbake.builders import (
     Disk,
     Ingredients,
     ParentVolume,
+    Publication,
     Publisher,
     RehearsalPlace,
     RemoteBuilder,
     Shipment,
 )
 from parbake.core import access, interrupts
-from parbake.core.blocks import BlockList
-from parbake.core.claim import Claim
 from parbake.core.errors import InputError, VerificationFailed
 from parbake.core.events import Events
 from parbake.core.model import Image, Plan, Published
@@ -34,13 +33,26 @@ from parbake.core.workspace import part_of, work_folder
 from parbake.records import Record
 from parbake.records.held import state
 from parbake.workflows.bake import ancestry
-from parbake.workflows.bake.describe import Clock, describe_disk, make_record
+from parbake.workflows.bake.describe import Attachments, Clock, describe_disk, make_record
 from parbake.workflows.bake.disks import build_disk, find_base, need_room
-from parbake.workflows.plan import BakeOptions, BakeResult, Session
+from parbake.workflows.plan import Bake, BakeOptions, BakeResult
 from parbake.workflows.verify import boot, can_boot, examine, judge, work_on, write_verdict
 
 if TYPE_CHECKING:
     from parbake.coldstart.trace import Trace
+
+
+def make(bake: Bake) -> BakeResult:
+    """Build the disk, rehearse it and lay it out, verify, publish, record.
+
+    What goes to a cloud is sent only when it was verified; a file is there, unproven, once it is complete, so that a
+    run that is killed while it verifies has not built for nothing.
+    """
+    if bake.remote:
+        return bake_remotely(bake, bake.remote)
+    if bake.publisher:
+        return bake_and_publish(bake, bake.publisher)
+    return bake_here(bake)
 
 
 def need_rights(plan: Plan, options: BakeOptions) -> None:
@@ -68,46 +80,53 @@ def holding_layouts(cache: Path, plan: Plan) -> Iterator[None]:
         yield
 
 
-def bake_here(run: Session, plan: Plan, options: BakeOptions, earlier: BakeResult | None) -> BakeResult:
-    """Build a file, prepare it for cold starts, and verify it; ``earlier`` is what an earlier run has of that."""
-    events = run.events
-    verifying = options.verify and not (earlier and earlier.record.verified) and can_boot(plan, events)
+def bake_here(bake: Bake) -> BakeResult:
+    """Build a file, prepare it for cold starts, and verify it: what an earlier run has not done of that."""
+    earlier, signer = bake.earlier, bake.run.signer
+    verifying = is_to_be_verified(bake)
     if earlier and verifying:
-        records.need_signer(earlier.artefact, run.signer)
-    finished = with_trace(run, earlier, options) if earlier else make_artefact(run, plan, options)
+        records.need_signer(earlier.artefact, signer)
+    finished = with_trace(bake, earlier) if earlier else make_artefact(bake)
     if not verifying:
         return finished
     interrupts.resume()
-    base = run.bakefile.verify.base
-    return prove(finished, events, base=base, keep_workspace=options.keep_workspace, signer=run.signer)
+    base, keep = bake.run.bakefile.verify.base, bake.options.keep_workspace
+    return prove(finished, bake.events, base=base, keep_workspace=keep, signer=signer)
 
 
-def with_trace(run: Session, earlier: BakeResult, options: BakeOptions) -> BakeResult:
+def is_to_be_verified(bake: Bake) -> bool:
+    """Whether a verification is asked for, left to do, and possible on this machine."""
+    done = bake.earlier is not None and bake.earlier.record.verified
+    return bake.options.verify and not done and can_boot(bake.plan, bake.events)
+
+
+def with_trace(bake: Bake, earlier: BakeResult) -> BakeResult:
     """Give an artefact of an earlier run the start-up trace that was asked for."""
     from parbake.workflows.trace import add_trace, rehearse  # loads only where something is left to do, here and below
 
+    run, options = bake.run, bake.options
     if options.trace:
-        return replace(
-            earlier, record=add_trace(earlier.artefact, earlier.record, options.trace, run.events, run.signer)
-        )
+        record = add_trace(earlier.artefact, earlier.record, options.trace, run.events, run.signer)
+        return replace(earlier, record=record)
     if options.rehearse and earlier.record.trace is None:
-        where = rehearsal_place(run, options)
+        where = rehearsal_place(bake)
         return replace(earlier, record=rehearse(earlier.artefact, earlier.record, run.events, run.signer, where=where))
     return earlier
 
 
-def make_artefact(run: Session, plan: Plan, options: BakeOptions) -> BakeResult:
+def make_artefact(bake: Bake) -> BakeResult:
     """Build the artefact in a work folder; then it, its list of blocks, its trace and its record appear together."""
-    output, events = run.bakefile.output, run.events
-    need_rights(plan, options)
-    need_room(output, plan)
-    base_path = find_base(run, plan)  # the default one is made once: no part of this bake's time
+    run, output = bake.run, bake.output
+    need_rights(bake.plan, bake.options)
+    need_room(output, bake.plan)
+    base_path = find_base(run, bake.plan)  # the default one is made once: no part of this bake's time
     clock = Clock()
-    with work_on(output, plan.key[:12], events, keep=options.keep_workspace) as work:
-        attachments = run.registry.find_attachments(plan.all_images)  # beside the bake, for its record
-        plan, disk = build_disk(run, plan, base_path, work, parent=find_parent(run, plan, options))
-        disk = prepare_for_cold_starts(run, disk, plan, work, options)
-        record, blocks = describe_disk(run, plan, disk, base_path, clock, attachments())
+    with work_on(output, bake.plan.key[:12], bake.events, keep=bake.options.keep_workspace) as work:
+        attachments = run.registry.find_attachments(bake.plan.all_images)  # beside the bake, for its record
+        plan, disk = build_disk(run, bake.plan, base_path, work, parent=find_parent(bake))
+        bake = replace(bake, plan=plan)
+        disk = prepare_for_cold_starts(bake, disk, work)
+        record, blocks = describe_disk(bake, disk, base_path, clock, attachments())
         interrupts.hold()
         disk.path.chmod(access.mode_of(run.bakefile.readable_by))  # later, it would be a change of the file (ancestry)
         artefact = records.publish_artefact(
@@ -118,12 +137,15 @@ def make_artefact(run: Session, plan: Plan, options: BakeOptions) -> BakeResult:
     return BakeResult(artefact, record, changed=True, state=state(artefact))
 
 
-def find_parent(run: Session, plan: Plan, options: BakeOptions) -> ParentVolume | None:
+def find_parent(bake: Bake) -> ParentVolume | None:
     """Find the earlier artefact to start from, unless the user wants none."""
+    run, options = bake.run, bake.options
     if options.force or options.from_scratch:
         return None
-    output, rehearse = run.bakefile.output, bool(options.rehearse)
-    return ancestry.parent_of(plan, output, run.cache, verify=options.verify, rehearse=rehearse, trust=run.trusted)
+    rehearse = bool(options.rehearse)
+    return ancestry.parent_of(
+        bake.plan, bake.output, run.cache, verify=options.verify, rehearse=rehearse, trust=run.trusted
+    )
 
 
 def rehearses(plan: Plan, options: BakeOptions) -> bool:
@@ -132,20 +154,21 @@ def rehearses(plan: Plan, options: BakeOptions) -> bool:
     return not options.trace and (usual if options.rehearse is None else options.rehearse)
 
 
-def rehearsal_place(run: Session, options: BakeOptions) -> RehearsalPlace:
+def rehearsal_place(bake: Bake) -> RehearsalPlace:
     """Return where a run rehearses: a volume is attached to the node on which it will be verified."""
-    return RehearsalPlace(options.rehearse_in, run.bakefile.verify.base)
+    return RehearsalPlace(bake.options.rehearse_in, bake.run.bakefile.verify.base)
 
 
-def prepare_for_cold_starts(run: Session, disk: Disk, plan: Plan, work: Path, options: BakeOptions) -> Disk:
+def prepare_for_cold_starts(bake: Bake, disk: Disk, work: Path) -> Disk:
     """Rehearse a disk and lay it out before it is digested, or take the trace that the user has."""
+    plan, options = bake.plan, bake.options
     if options.trace:
         return replace(disk, trace=_trace_from(options.trace, disk.path, plan))
     if rehearses(plan, options):
         from parbake.builders import coldstart
 
-        where = rehearsal_place(run, options)
-        return coldstart.prepare(disk, plan, work, events=run.events, where=where, layout=options.layout)
+        where = rehearsal_place(bake)
+        return coldstart.prepare(disk, plan, work, events=bake.events, where=where, layout=options.layout)
     return disk
 
 
@@ -176,104 +199,78 @@ def prove(
     return replace(finished, record=record)
 
 
-def bake_and_publish(
-    run: Session, plan: Plan, publisher: Publisher, options: BakeOptions, earlier: BakeResult | None, claim: Claim
-) -> BakeResult:
+def bake_and_publish(bake: Bake, publisher: Publisher) -> BakeResult:
     """Build a disk, prepare it for cold starts, verify it, and only then send it away and record where it is.
 
     What a cloud has of the plan already is read back where it still has to be looked at.
     """
-    events = run.events
+    plan, options, events, earlier = bake.plan, bake.options, bake.events, bake.earlier
     need_rights(plan, options)
     verdict = earlier.record.verdict if earlier and earlier.record.verified else None
-    verifying = options.verify and verdict is None and can_boot(plan, events)
+    verifying = is_to_be_verified(bake)
     clock = Clock()
-    with publisher.opened(plan, events, keep=options.keep_workspace, claim=claim) as shipment:
-        attachments = run.registry.find_attachments(plan.all_images)
+    with publisher.opened(plan, events, keep=options.keep_workspace, claim=bake.claim) as shipment:
+        attachments = bake.run.registry.find_attachments(plan.all_images)
         sent = None if options.force else shipment.existing()
-        disk_plan, disk, blocks = publisher.disk_plan(plan), None, None
+        of_disk, disk = replace(bake, plan=publisher.disk_plan(plan)), None
         if sent is None or verifying or options.rehearse or options.trace:
-            disk_plan, disk = disk_to_send(run, disk_plan, publisher, shipment, sent, options, earlier)
-            blocks = disk.blocks
+            of_disk, disk = disk_to_send(of_disk, publisher, shipment, sent)
             if verifying:
-                verdict = boot(events, disk.path, disk_plan, shipment.work, run.bakefile.verify.base)
+                verdict = boot(events, disk.path, of_disk.plan, shipment.work, bake.run.bakefile.verify.base)
         if verdict and not verdict.passed:
             published = {shipment.region: sent} if sent else {}
         else:
             if sent is None:
                 assert disk
                 sent, blocks = shipment.send(disk)
+                disk = replace(disk, blocks=blocks)
             published = dict(shipment.finish(sent, verdict))
-        trace = disk.trace if disk else trace_beside(earlier)
-        record = make_record(
-            run,
-            plan if plan.size_is_fixed else plan.model_copy(update={"size": disk_plan.size}),
-            clock,
-            size=disk_plan.size,
-            blocks=blocks,
-            sealed=disk.sealed if disk else (),
-            published=published,
-            verdict=verdict,
-            trace=trace,
-            attached=attachments(),
-        )
-        finished = write_record(run, of_one_bake(earlier, record), trace, blocks)
+        made = Publication(published, of_disk.plan.size, verdict)
+        if not plan.size_is_fixed:
+            bake = replace(bake, plan=plan.model_copy(update={"size": made.size}))
+        finished = record_published(bake, clock, made, disk, attachments())
     judge(finished.artefact, verdict)
     return finished
 
 
-def disk_to_send(
-    run: Session,
-    plan: Plan,
-    publisher: Publisher,
-    shipment: Shipment,
-    sent: Published | None,
-    options: BakeOptions,
-    earlier: BakeResult | None,
-) -> tuple[Plan, Disk]:
-    """Return the disk that is verified and sent, with its plan: read back, kept by an earlier run, or built now."""
+def disk_to_send(bake: Bake, publisher: Publisher, shipment: Shipment, sent: Published | None) -> tuple[Bake, Disk]:
+    """Return the disk that is verified and sent, and its bake: read back, kept by an earlier run, or built now."""
     if sent:
-        disk = replace(shipment.fetch(sent), trace=trace_beside(earlier))
+        disk = replace(shipment.fetch(sent), trace=trace_beside(bake.earlier))
     elif kept := shipment.kept():
         disk = kept
     else:
-        need_room(shipment.work, plan)
-        plan, disk = build_disk(run, plan, find_base(run, plan, publisher), shipment.work)
-        return plan, shipment.keep(prepare_for_cold_starts(run, disk, plan, shipment.work, options))
-    plan = plan.model_copy(update={"size": disk.path.stat().st_size})
-    return plan, prepare_for_cold_starts(run, disk, plan, shipment.work, options)
+        need_room(shipment.work, bake.plan)
+        plan, disk = build_disk(bake.run, bake.plan, find_base(bake.run, bake.plan, publisher), shipment.work)
+        bake = replace(bake, plan=plan)
+        return bake, shipment.keep(prepare_for_cold_starts(bake, disk, shipment.work))
+    bake = replace(bake, plan=bake.plan.model_copy(update={"size": disk.path.stat().st_size}))
+    return bake, prepare_for_cold_starts(bake, disk, shipment.work)
 
 
-def bake_remotely(
-    run: Session, plan: Plan, builder: RemoteBuilder, options: BakeOptions, earlier: BakeResult | None, claim: Claim
-) -> BakeResult:
+def bake_remotely(bake: Bake, builder: RemoteBuilder) -> BakeResult:
     """Let an instance bake and verify, and record where the result is."""
-    output, clock = run.bakefile.output, Clock()
-    with work_on(output, plan.key[:12], run.events, keep=options.keep_workspace) as work:
+    plan, run, clock = bake.plan, bake.run, Clock()
+    with work_on(bake.output, plan.key[:12], run.events, keep=bake.options.keep_workspace) as work:
         attachments = run.registry.find_attachments(plan.all_images)
-        anew = earlier is not None and not earlier.record.verified
-        ingredients = Ingredients(None, nothing_here, work, run.events, claim=claim, prove_anew=anew)
+        anew = bake.earlier is not None and not bake.earlier.record.verified
+        ingredients = Ingredients(None, nothing_here, work, run.events, claim=bake.claim, prove_anew=anew)
         made = builder.bake_remotely(plan, ingredients)
-        trace = _trace_from(options.trace, None, plan) if options.trace else trace_beside(earlier)
-        record = make_record(
-            run,
-            plan,
-            clock,
-            size=made.size,
-            published=dict(made.published),
-            verdict=made.verdict,
-            trace=trace,
-            attached=attachments(),
-        )
-        finished = write_record(run, of_one_bake(earlier, record), trace)
+        finished = record_published(bake, clock, made, None, attachments())
     judge(finished.artefact, made.verdict)
     return finished
 
 
-def write_record(run: Session, record: Record, trace: Trace | None, blocks: BlockList | None = None) -> BakeResult:
+def record_published(
+    bake: Bake, clock: Clock, made: Publication, disk: Disk | None, attached: Attachments
+) -> BakeResult:
     """Write the record of an artefact that lies in a cloud, with what belongs beside it, whole or not at all."""
+    given = bake.options.trace if disk is None else None
+    trace = disk.trace if disk else _trace_from(given, None, bake.plan) if given else trace_beside(bake.earlier)
+    record = of_one_bake(bake.earlier, make_record(bake, clock, made, disk, trace, attached))
     interrupts.hold()
-    path = records.write_published(record, run.bakefile.output, blocks=blocks, trace=trace, signer=run.signer)
+    blocks = disk.blocks if disk else None
+    path = records.write_published(record, bake.output, blocks=blocks, trace=trace, signer=bake.run.signer)
     return BakeResult(path, record, changed=True)
 
 

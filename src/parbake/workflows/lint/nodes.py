@@ -110,15 +110,14 @@ def _disks(thing: Thing, spec: Mapping[str, Any], family: NodeFamily, bakes: tup
             message = f"{snapshot} is mapped under {device}, and {family} looks for its store on {family.data}"
             yield finding("device-differs", thing, (*at, "deviceName"), message)
         if snapshot and any(bake.kind == "volume" and not bake.family and snapshot in _ids(bake) for bake in bakes):
-            yield from _mount(thing, at, spec, family, device, given, least)
+            yield from _mount(thing, at, spec, device, given, least)
     yield from _root(thing, family, mappings, bakes)
     yield from _share(thing, spec, mappings, bakes)
 
 
-def _mount(
-    thing: Thing, at: Where, spec: Mapping[str, Any], family: NodeFamily, device: str, given: int, size: int
-) -> Iterator[Finding]:
+def _mount(thing: Thing, at: Where, spec: Mapping[str, Any], device: str, given: int, size: int) -> Iterator[Finding]:
     """Check that the node uses its volume, where that follows from the user data; sizes in bytes (0: unknown)."""
+    family = family_of(spec)
     if not family.is_told:
         return
     text = str(spec.get("userData") or "")
