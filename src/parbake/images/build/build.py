@@ -204,7 +204,7 @@ def _deliver(
         return Layout(layout).resolve(reference, platform)
     pushed = tool.push(tag, reference)
     by_digest = Reference(registry=reference.registry, repository=reference.repository, digest=pushed)
-    image = registry.resolve(by_digest, platform).model_copy(update={"reference": str(reference)})
+    image = registry.resolve(by_digest, platform).model_copy(update={"reference": reference})
     if _label(registry, image) != key:
         raise RegistryError(f"{by_digest}: the registry holds another image than the one that was pushed")
     return image
