@@ -297,7 +297,10 @@ def _no_access(path: Path) -> EnvironmentProblem:
 
 
 def find(folder: Path) -> tuple[tuple[Path, Record], ...]:
-    """Return every record in a folder whose artefact is there too, or published in a cloud; oldest first."""
+    """Return every record in a folder whose artefact is there too, or published in a cloud; oldest first.
+
+    Of what was to be published and has failed its verification, the record alone is left.
+    """
     found = []
     if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
         raise _no_access(folder)
@@ -306,7 +309,8 @@ def find(folder: Path) -> tuple[tuple[Path, Record], ...]:
             record = read(path)
         except InputError:
             continue  # other people's JSON
-        if record.published or (folder / record.artefact).exists():
+        failed = record.plan.artefact.in_cloud and record.verdict is not None and not record.verdict.passed
+        if record.published or failed or (folder / record.artefact).exists():
             found.append((path, record))
     return tuple(sorted(found, key=lambda item: (item[1].finished_at, item[1].artefact)))
 

@@ -50,13 +50,9 @@ def karpenter(server: Server) -> Karpenter:
 
 @pytest.fixture
 def host(private_places: Path, karpenter: Karpenter, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The registry's host: EBS, a registry and a proof are there, and at each question Karpenter does a round."""
+    """The registry's host: EBS and a registry are there, and at each question Karpenter does a round."""
     Direct().install(monkeypatch)
     clients.forget()
-    passed = Verdict(passed=True, accelerator="tcg", boot_seconds=1.0, verified_at="2026-01-01T00:00:00Z")
-    monkeypatch.setattr(make, "boot", lambda *_: passed)
-    monkeypatch.setattr(make, "can_boot", lambda *_: True)
-    monkeypatch.setattr(make, "need_rights", lambda *_: None)
 
     def asks(cluster: Cluster, arguments: list[str]) -> run.Result:
         karpenter.step()
@@ -69,6 +65,15 @@ def host(private_places: Path, karpenter: Karpenter, monkeypatch: pytest.MonkeyP
     with DockerRegistry(private_places / "registry") as registry:
         push(registry.url, "team/app", image(layer({"app": b"#!/bin/sh\n"}), config={"Cmd": ["/app"]}), "1.4")
         yield registry.host
+
+
+@pytest.fixture
+def proven(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Proofs say yes, and boot nothing."""
+    passed = Verdict(passed=True, accelerator="tcg", boot_seconds=1.0, verified_at="2026-01-01T00:00:00Z")
+    monkeypatch.setattr(make, "boot", lambda *_: passed)
+    monkeypatch.setattr(make, "can_boot", lambda *_: True)
+    monkeypatch.setattr(make, "need_rights", lambda *_: None)
 
 
 def nodes_of(karpenter: Karpenter, name: str) -> None:
@@ -132,6 +137,7 @@ def followed(page: Path, folder: Path, host: str) -> tuple[str, list[str]]:
     return follow(page, folder, {"parbake": command}, change=lambda text: text.replace(HOST, host)), ran
 
 
+@pytest.mark.usefixtures("proven")
 def test_the_page_of_eks_leads_from_the_cluster_to_its_nodes(
     private_places: Path, karpenter: Karpenter, host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,6 +157,7 @@ def test_the_page_of_eks_leads_from_the_cluster_to_its_nodes(
     assert [" ".join(each) for each in commands] == [f"parbake {ran[number]}" for number in (0, 2, 4)]
 
 
+@pytest.mark.usefixtures("proven")
 def test_the_page_of_karpenter_rolls_out_what_its_first_bakefile_says(
     private_places: Path, karpenter: Karpenter, host: str
 ) -> None:

@@ -11,7 +11,7 @@ from parbake.coldstart.trace import Part, Read, Trace, load, summary
 from parbake.core.blocks import BlockList
 from parbake.core.errors import DiskFull, InputError
 from parbake.core.events import Events
-from parbake.core.model import EBS_BLOCK, Base, Published, Snapshot
+from parbake.core.model import EBS_BLOCK, Artefact, Base, Published, Snapshot
 from parbake.core.workspace import WORK, work_folder
 from parbake.machine.disk import block_list
 from parbake.records import folder as records_folder
@@ -68,6 +68,19 @@ def test_a_record_of_what_is_published_needs_no_file(tmp_path: Path) -> None:
     path = records.write(tmp_path, made)
     assert records.read(path) == made
     assert records.find(tmp_path) == ((path, made),)
+
+
+def test_what_was_to_be_published_and_failed_is_found_by_its_record_alone(tmp_path: Path) -> None:
+    bad, left = (
+        made.model_copy(
+            update={"plan": made.plan.model_copy(update={"artefact": Artefact(kind="volume", format="snapshot")})}
+        )
+        for made in (record("a", passed=False), record("b"))
+    )
+    records.write(tmp_path, bad)
+    records.write(tmp_path, left)
+    assert [found for _, found in records.find(tmp_path)] == [bad]
+    assert records.locate("node", tmp_path)[1] == bad
 
 
 def test_locate_by_file_record_name_and_key(tmp_path: Path) -> None:
