@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
+from parbake.cli.fleet.runs import Screen
 from parbake.cli.report.fleet import FleetNow, fleet_page
 from parbake.cli.text import fleet as of_runs
 from parbake.cli.text import fleet_rollouts as text
-from parbake.cli.watching import Screen
 from parbake.fleet.engine.logs import Log
 from parbake.fleet.engine.rollouts import RolloutStatus
 from standins.fleet_told import NOW, fleet_now, rollout

@@ -6,10 +6,12 @@ import asyncio
 import getpass
 import importlib.util
 import os
+import shutil
 import socket
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import typer
 
@@ -17,6 +19,7 @@ from parbake import __version__
 from parbake.cli import choices
 from parbake.cli.app import Result, command, out
 from parbake.cli.fleet.group import DEFAULT_FILE, Cells, FleetPath, fleets
+from parbake.core import printable
 from parbake.core.errors import EngineUnreachable, EnvironmentProblem, FleetIncomplete
 from parbake.core.events import Events
 from parbake.core.extras import how_to_add
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
     from parbake.fleet.engine.runs import Status
     from parbake.fleet.engine.tasks import Progress
 
+_ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"  # another page, without a cursor; the one of before
+_HOME, _REST_OF_LINE, _REST = "\x1b[H", "\x1b[K", "\x1b[J"
 State = Annotated[
     Path | None,
     typer.Option(
@@ -237,6 +242,44 @@ def status(
     return Result(text.status_json(*found), lambda: text.status_text(*found))
 
 
+class Screen:
+    """Shows a status again and again until somebody ends it, for ``with``: a page of its own on a terminal.
+
+    A terminal looks afterwards as it did before. Elsewhere, what has changed is printed; as JSON, a document each time.
+    """
+
+    def __init__(self, *, as_json: bool = False) -> None:
+        self._as_json, self._terminal = as_json, sys.stdout.isatty() and not as_json
+        self._shown = ""
+
+    def __enter__(self) -> Self:
+        if self._terminal:
+            self._write(_ENTER)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._terminal:
+            self._write(_LEAVE)
+
+    def show(self, document: Any, text: str) -> None:
+        """Show the status as it is now."""
+        if self._as_json:
+            self._write(printable.dump(document) + "\n")
+            return
+        said = printable.lines(text)
+        if self._terminal:
+            size = shutil.get_terminal_size()
+            lines = [line[: size.columns] + _REST_OF_LINE for line in said.splitlines()[: size.lines - 1]]
+            self._write(_HOME + "\r\n".join(lines) + "\r\n" + _REST)
+        elif said != self._shown:
+            self._write(f"{said}\n\n")
+        self._shown = said
+
+    def _write(self, text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
 def _watched(
     state: Path | None,
     file: Path,
@@ -245,7 +288,6 @@ def _watched(
 ) -> None:
     """Show the status until somebody ends us; an engine that does not answer may be back."""
     from parbake.cli.text import fleet as text
-    from parbake.cli.watching import Screen
 
     async def go(client: Client) -> None:
         with Screen(as_json=out.as_json) as screen:
