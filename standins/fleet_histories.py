@@ -47,7 +47,7 @@ def main() -> None:
             canary = {"name": "canary", "targets": ["one/a"], "soak": 1.0, "gate": gate, "approve": approve}
             rest = {"name": "rest", "targets": ["one/b", "two/c", "two/d"], "at_once": 2}
             fleet.waves(canary, rest, windows=["Mon-Sun 00:00-24:00"])
-            fleet.run(["one@amd64", "two@amd64"], rollout=True, audited=True)
+            fleet.run(["one@amd64", "two@amd64"], rollout=True)
             fleet.until("approval")
             fleet.approve("canary")
             fleet.until("completed")

@@ -104,7 +104,6 @@ def run_request(
         copies=fleet.quotas.copies,
         bakes=fleet.quotas.by_builder,
         supersede=fleet.rollout is not None and fleet.rollout.when_newer == "supersede",
-        audited=True,
     )
 
 

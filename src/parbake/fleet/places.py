@@ -7,7 +7,7 @@ name the same role.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, ValidationError
@@ -91,11 +91,6 @@ def are_distinct(places: tuple[Place, ...]) -> tuple[Place, ...]:
         if count > 1:
             raise wrong(f"{region} is in the list {count} times, and a region has one copy", "name it once")
     return places
-
-
-def copy_roles(places: Iterable[Place]) -> tuple[str, ...]:
-    """Return the roles that copies belong to, as parbake's commands take them (``--copy-role``)."""
-    return tuple(f"{place.region}={place.role}" for place in places if place.role)
 
 
 def need_agreement(places: Sequence[Place], bakefile: Bakefile) -> None:

@@ -13,6 +13,7 @@ from parbake.core.errors import ParbakeError
 from parbake.core.events import Events
 from parbake.fleet import places, stores
 from parbake.fleet.cells import Cell
+from parbake.fleet.engine.tasks import copy_roles
 from parbake.fleet.file import Fleet
 from parbake.records import Record
 from parbake.records.store import Store, open_store
@@ -60,7 +61,7 @@ def look(fleet: Fleet, folder: Path, cells: Sequence[Cell], events: Events) -> t
 
     def one(cell: Cell) -> CellPreview:
         path, changed = folder / cell.file, {"platform": cell.platform, "store": fleet.store}
-        if roles := places.copy_roles(fleet.places):
+        if roles := copy_roles(fleet.places):
             changed[COPY_ROLES] = " ".join(roles)
         try:
             bakefile = load(path, {"platform": cell.platform})  # as it says itself

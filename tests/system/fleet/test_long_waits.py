@@ -138,9 +138,7 @@ def rolled_out(targets: Targets, go: Go, answering: type[Answering] = Answering)
                 ),
                 Worker(client, task_queue=ROLL, activities=of_roll, interceptors=[answering()]),
             ):
-                request = RolloutRequest(
-                    "shop", "fleet.yaml", Root("/x"), "/store", {"a@amd64": "k"}, heartbeat=3600, audited=True
-                )
+                request = RolloutRequest("shop", "fleet.yaml", Root("/x"), "/store", {"a@amd64": "k"}, heartbeat=3600)
                 handle = await client.start_workflow(Rollout.run, request, id="rollout/shop", task_queue=CONTROL)
                 # Not the first entry: on a busy machine it comes seconds later, and ``go`` counts from here.
                 began = (await handle.describe()).start_time.replace(microsecond=0)

@@ -20,7 +20,7 @@ from parbake.fleet.engine import runs, schedules
 from parbake.fleet.engine.facts import pollers
 from parbake.fleet.engine.failures import describe
 from parbake.fleet.engine.schedules import Applied
-from parbake.fleet.engine.tasks import CONTROL, Failure, Place
+from parbake.fleet.engine.tasks import CONTROL, Failure, FleetFile
 from parbake.fleet.engine.worker import _current as current
 from parbake.fleet.file import Schedule
 from parbake.records.store import identity_of, open_store
@@ -44,7 +44,7 @@ def every(seconds: float, **more: object) -> Schedule:
     return Schedule.model_validate({"every": f"{seconds:.0f}s", **more})
 
 
-def place(fleet: Fleet, name: str, *cells: str) -> Place:
+def place(fleet: Fleet, name: str, *cells: str) -> FleetFile:
     """Write a fleet's file; return where it is."""
     folder = fleet.state / name
     for cell in cells:
@@ -52,10 +52,10 @@ def place(fleet: Fleet, name: str, *cells: str) -> Place:
         (folder / cell / "parbake.yaml").write_text(USUAL)
     lines = [f"  - {cell}/parbake.yaml\n" for cell in cells]
     (folder / "fleet.yaml").write_text(f"version: 1\nname: {name}\nstore: {fleet.store}\nbakefiles:\n{''.join(lines)}")
-    return Place(name, "fleet.yaml", str(folder), heartbeat=3.0)
+    return FleetFile(name, "fleet.yaml", str(folder), heartbeat=3.0)
 
 
-def apply(fleet: Fleet, wanted: Schedule | None, place: Place, *, dry_run: bool = False) -> Applied:
+def apply(fleet: Fleet, wanted: Schedule | None, place: FleetFile, *, dry_run: bool = False) -> Applied:
     return fleet.ask(lambda client: schedules.apply(client, wanted, place, dry_run=dry_run))
 
 

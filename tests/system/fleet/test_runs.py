@@ -13,7 +13,7 @@ from temporalio.client import Client
 from parbake.core.errors import EngineUnreachable, InputError, Interrupted
 from parbake.fleet.engine import handles, local, runs, tasks
 from parbake.fleet.engine.connect import Engine, connect
-from parbake.fleet.engine.tasks import BakeRequest, Root
+from parbake.fleet.engine.tasks import BakeRequest, Order, Root
 from parbake.fleet.engine.workflows import Bake
 from standins.fleet_program import key_of
 from standins.fleets import Fleet, kill
@@ -148,7 +148,7 @@ def test_nobody_works_for_whom_it_does_not_know(shared: Fleet) -> None:
 
     async def inject(client: Client) -> None:
         plain = await Client.connect(client.service_client.config.target_host)
-        request = BakeRequest("k" * 64, "intruder", "intruder", "linux/amd64", Root("/"), "fleet.yaml", "/nowhere")
+        request = BakeRequest("k" * 64, Order("intruder", [], Root("/"), "fleet.yaml", "/nowhere"))
         handle = await plain.start_workflow(Bake.run, request, id="bake/intruder", task_queue=tasks.CONTROL)
         await asyncio.sleep(3)
         described = await handle.describe()

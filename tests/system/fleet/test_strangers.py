@@ -35,7 +35,7 @@ from parbake.fleet.engine.tasks import (
     BakeRequest,
     BeginRequest,
     Counts,
-    Place,
+    FleetFile,
     Planned,
     PlanRequest,
     Progress,
@@ -192,7 +192,7 @@ class Plans:
         return [Planned(cell, cell, "linux/amd64", "bake", "k") for cell in request.cells]
 
     @activity.defn
-    async def prepare(self, place: Place) -> RunRequest:
+    async def prepare(self, place: FleetFile) -> RunRequest:
         return RunRequest(place.fleet, "fleet.yaml", Root("/x"), "/store", ["a"])
 
 
@@ -216,7 +216,9 @@ def test_what_an_older_run_has_ended_with_is_not_the_end_of_this_one() -> None:
             async with Worker(
                 client, task_queue="control", workflows=[Tick, OlderRun], activities=do, interceptors=[Answering()]
             ):
-                tick = client.execute_workflow(Tick.run, Place("shop", "fleet.yaml"), id="tick", task_queue="control")
+                tick = client.execute_workflow(
+                    Tick.run, FleetFile("shop", "fleet.yaml"), id="tick", task_queue="control"
+                )
                 assert await tick == f"{said} (run)"
                 with pytest.raises(FleetIncomplete, match=re.escape(f"{said} (run)")):
                     await runs.outlast(client, "shop")

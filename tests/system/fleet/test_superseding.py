@@ -41,7 +41,7 @@ def fleet(engine: Fleet) -> Fleet:
 def run(fleet: Fleet, name: str, generation: str = "") -> str:
     """Run the fleet with the keys of a generation; return what became of its rollout."""
     fleet.newer(generation)
-    return fleet.run(CELLS, name=name, rollout=True, supersede=True, audited=True).rollout
+    return fleet.run(CELLS, name=name, rollout=True, supersede=True).rollout
 
 
 def generation_of(fleet: Fleet, name: str) -> str:

@@ -53,6 +53,7 @@ def through(seal: Seal, opening: Seal, payload: Payload) -> Payload:
 def test_what_is_sealed_is_opened_by_those_who_have_the_key() -> None:
     payload = Payload(metadata={"encoding": b"json/plain"}, data=b'"a marker"')
     assert through(Seal((FIRST,)), Seal((SECOND, FIRST)), payload) == payload
+    assert through(Seal((SECOND, FIRST)), Seal((SECOND,)), payload) == payload, "the first one seals"
     (sealed,) = asyncio.run(Seal((FIRST,)).encode([payload]))
     assert b"marker" not in sealed.SerializeToString()
     (again,) = asyncio.run(Seal((FIRST,)).encode([payload]))

@@ -109,7 +109,7 @@ def test_a_run_asks_for_the_places_and_what_is_wrong_is_a_cell_that_is(tmp_path:
     fleet = load(tmp_path / "fleet.yaml")
     request = run_request(fleet, "fleet.yaml", Root(str(tmp_path)), tmp_path)
     assert request.places == [Destination("eu-central-1"), Destination(OTHER, ROLE)]
-    assert (request.copies, request.bakes, request.supersede, request.audited) == (3, {"ebs": 2}, False, True)
+    assert (request.copies, request.bakes, request.supersede) == (3, {"ebs": 2}, False)
     (found,) = preview.look(fleet, tmp_path, cells(fleet, tmp_path), Events())
     assert found.state == "wrong"
     assert "the copy in us-east-1 belongs to no role by the Bakefile" in found.problem

@@ -39,7 +39,7 @@ def apply(
     """
     need_engine()
     from parbake.fleet.engine import schedules
-    from parbake.fleet.engine.tasks import Place
+    from parbake.fleet.engine.tasks import FleetFile
     from parbake.fleet.file import load
 
     fleet = load(file)
@@ -47,7 +47,7 @@ def apply(
         where = {"git": fleet.source.git, "ref": fleet.source.ref}
     else:
         where = {"folder": str(file.absolute().parent)}
-    place = Place(fleet.name, file.name, heartbeat=heartbeat, **where)
+    place = FleetFile(fleet.name, file.name, heartbeat=heartbeat, **where)
     limit = fleet.quotas.starts_per_second
 
     async def go(client: Client) -> schedules.Applied:

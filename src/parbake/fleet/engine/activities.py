@@ -36,11 +36,10 @@ from parbake.fleet.engine.tasks import (
     BakeRequest,
     BeginRequest,
     Failure,
-    Place,
-    PlaceRequest,
+    FleetFile,
+    Order,
     Planned,
     PlanRequest,
-    PruneRequest,
     Root,
     RunRequest,
     this_moment,
@@ -130,19 +129,14 @@ class Activities:
         ]
 
     @activity.defn
-    async def build(self, request: BakeRequest) -> str:
+    async def build(self, order: Order) -> str:
         """Build and push a cell's images; return the content key that is known then."""
-        document = await self._of_bakefile("build", request)
-        return str(document["key"])
+        return str((await self._carry_out("build", order))["key"])
 
     @activity.defn
-    async def bake(self, request: BakeRequest) -> Baked:
+    async def bake(self, order: Order) -> Baked:
         """Make sure that a key exists in the store, and is proven where this machine can prove it."""
-        proven = "--verify" if request.verify else "--no-verify"
-        roles = [part for each in request.roles for part in ("--copy-role", each)]
-        document = await self._of_bakefile(
-            "bake", request, "--expect-key", request.key, "--store", request.store, proven, *roles
-        )
+        document = await self._carry_out("bake", order)
         verdict = document.get("verdict") or {}
         return Baked(
             str(document["artefact"]),
@@ -153,15 +147,9 @@ class Activities:
         )
 
     @activity.defn
-    async def place(self, request: PlaceRequest) -> bool:
+    async def place(self, order: Order) -> bool:
         """Make sure that a key is in one more region; whether it was not."""
-        place = request.place
-        more = [*(("--role", place.role) if place.role else ())]
-        more += [part for each in place.share_with for part in ("--share-with", each)]
-        await self._need_store(request.store, request.store_id)
-        command = ["copy", request.key, place.region, "-f", request.file, "--store", request.store, *more]
-        document = await self._succeed(command, request.root, request.fleet_file)
-        return bool(document["changed"])
+        return bool((await self._carry_out("copy", order))["changed"])
 
     @activity.defn
     async def join(self, name: str) -> bool:
@@ -182,11 +170,11 @@ class Activities:
     @activity.defn
     async def quarantine(self, request: BakeRequest, found: Failure) -> None:
         """Note that a key has failed too often, so that no run tries it until somebody says so."""
-        note = stores.Note(request.cell, found.error, found.message)
-        await asyncio.to_thread(stores.quarantine, request.store, request.key, note)
+        note = stores.Note(request.order.of, found.error, found.message)
+        await asyncio.to_thread(stores.quarantine, request.order.store, request.key, note)
 
     @activity.defn
-    async def prepare(self, place: Place) -> RunRequest:
+    async def prepare(self, place: FleetFile) -> RunRequest:
         """Return the run that the fleet's file asks for now."""
         from parbake.fleet.cells import run_request  # with all of Bakefiles: workers start without it
 
@@ -195,17 +183,14 @@ class Activities:
         return replace(request, at=this_moment(), searchable=await registered(self._client))
 
     @activity.defn
-    async def to_prune(self, place: Place) -> list[PruneRequest]:
+    async def to_prune(self, place: FleetFile) -> list[Order]:
         """Return the Bakefiles of the fleet."""
         return await asyncio.to_thread(_bakefiles, place)
 
     @activity.defn
-    async def prune(self, request: PruneRequest) -> None:
+    async def prune(self, order: Order) -> None:
         """Remove the old artefacts of a Bakefile."""
-        published = ["--aws"] if request.publishes else []
-        published += [part for each in request.roles for part in ("--copy-role", each)]
-        command = ["prune", "-f", request.file, "--store", request.store, *published]
-        await self._succeed(command, request.root, request.fleet_file)
+        await self._carry_out("prune", order)
 
     async def _need_store(self, address: str, identity: str) -> None:
         """Refuse a store that is not the one where the run was begun: what went there would be lost for the others."""
@@ -217,10 +202,9 @@ class Activities:
                 error.message, error.hint, type=tasks.WRONG_STORE, next_retry_delay=_ANOTHER_WORKER
             ) from error
 
-    async def _of_bakefile(self, command: str, request: BakeRequest, *more: str) -> dict[str, Any]:
-        await self._need_store(request.store, request.store_id)
-        whole = [command, "-f", request.file, "--platform", request.platform, *more]
-        return await self._succeed(whole, request.root, request.fleet_file)
+    async def _carry_out(self, command: str, order: Order) -> dict[str, Any]:
+        await self._need_store(order.store, order.store_id)
+        return await self._succeed([command, *order.options], order.root, order.fleet_file)
 
     async def _succeed(self, arguments: Sequence[str], root: Root, fleet_file: str) -> dict[str, Any]:
         """Run a command of parbake in the folder of a fleet's file; return its document, or raise its error."""
@@ -298,7 +282,7 @@ def failure(code: int, document: dict[str, Any]) -> ApplicationError:
     )
 
 
-def _read(place: Place) -> tuple[Root, Path, Fleet]:
+def _read(place: FleetFile) -> tuple[Root, Path, Fleet]:
     from parbake.fleet.file import Source, load
 
     try:
@@ -311,22 +295,18 @@ def _read(place: Place) -> tuple[Root, Path, Fleet]:
         raise ApplicationError(error.message, error.hint, type=error.json_name, non_retryable=final) from error
 
 
-def _bakefiles(place: Place) -> list[PruneRequest]:
+def _bakefiles(place: FleetFile) -> list[Order]:
     from parbake.bakefile import load as load_bakefile
-    from parbake.fleet.places import copy_roles
 
     root, file, fleet = _read(place)
+    roles = [part for each in tasks.copy_roles(fleet.places) for part in ("--copy-role", each)]
+    found = []
     try:
-        return [
-            PruneRequest(
-                str(entry.file.relative_to(file.parent)),
-                root,
-                place.file,
-                fleet.store,
-                load_bakefile(entry.file).traits.in_ec2,
-                list(copy_roles(fleet.places)),
-            )
-            for entry in fleet.bakefiles
-        ]
+        for entry in fleet.bakefiles:
+            name = str(entry.file.relative_to(file.parent))
+            published = ["--aws"] if load_bakefile(entry.file).traits.in_ec2 else []
+            options = ["-f", name, "--store", fleet.store, *published, *roles]
+            found.append(Order(name, options, root, place.file, fleet.store))
     except ParbakeError as error:
         raise ApplicationError(error.message, error.hint, type=error.json_name, non_retryable=True) from error
+    return found

@@ -162,9 +162,9 @@ class RolloutRequest:
 
     ``standing`` goes from one part of a long rollout to the next. ``back`` says who wants it back, and why; ``by`` who
     wanted it at all. ``newer`` is to take its place, ``over`` are the targets that a rollout has written whose place
-    this one has taken, in that order. ``audited``: what happens is written down in the store. ``roles`` as in
-    BakeRequest. ``at`` is when it was asked for and ``made`` when the run was that made it, in ISO 8601; the latter may
-    be before that of the last rollout if ``again``. ``heard`` as in ``messages``, ``searchable`` as in ``search``.
+    this one has taken, in that order. ``roles`` as in ``copy_roles``. ``at`` is when it was asked for and ``made`` when
+    the run was that made it, in ISO 8601; the latter may be before that of the last rollout if ``again``. ``heard`` as
+    in ``messages``, ``searchable`` as in ``search``.
     """
 
     fleet: str
@@ -181,7 +181,6 @@ class RolloutRequest:
     newer: RolloutRequest | None = None
     over: list[WaveTarget] = field(default_factory=list)
     story: list[Entry] = field(default_factory=list)
-    audited: bool = False
     roles: list[str] = field(default_factory=list)
     at: str = ""
     made: str = ""
@@ -194,7 +193,7 @@ class RolloutRequest:
         """Return the request for the rollout of what a run has made."""
         return cls(
             run.fleet, run.file, run.root, run.store, keys, run.attempts, run.heartbeat, store_id=run.store_id, by=by,
-            audited=run.audited, roles=copy_roles(run.places), made=run.at, searchable=run.searchable,
+            roles=copy_roles(run.places), made=run.at, searchable=run.searchable,
         )  # fmt: skip
 
     @property
@@ -228,7 +227,7 @@ class TargetTask:
     """Something to be done to one target. ``file`` is its Bakefile, below the folder of the root's fleet file.
 
     ``held`` is what it was seen to hold and ``over`` what was superseded, as in ``WaveTarget``; ``roles`` as in
-    BakeRequest.
+    ``copy_roles``.
     """
 
     file: str

@@ -197,7 +197,7 @@ async def back(client: Client, fleet: str, store: str, why: str) -> None:
         )
     described, _ = await last_begun(client, rollout_id(fleet), store)
     request = await request_of(client, _handle(client, fleet, described.run_id), RolloutRequest)
-    await start(client, replace(request, standing=found.progress, back=why, newer=None, audited=True, heard=[]))
+    await start(client, replace(request, standing=found.progress, back=why, newer=None, heard=[]))
 
 
 def _handle(client: Client, fleet: str, run: str | None = None) -> WorkflowHandle[Rollout, RolloutState]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -209,7 +209,7 @@ async def made(client: Client, fleet: str, store: str, by: str = "") -> RolloutR
             "or are in quarantine",
             hint="correct them, or run some alone: `parbake fleet run --cell CELL`",
         )
-    return RolloutRequest.of_run(replace(request, audited=True), good.keys, by=by)
+    return RolloutRequest.of_run(request, good.keys, by=by)
 
 
 @in_words

@@ -31,7 +31,7 @@ from parbake.core.errors import EnvironmentProblem
 from parbake.fleet.engine import tasks
 from parbake.fleet.engine.failures import in_words, is_missing
 from parbake.fleet.engine.sealing import of_workflow
-from parbake.fleet.engine.tasks import BAKE, PLACE, Place
+from parbake.fleet.engine.tasks import BAKE, PLACE, FleetFile
 from parbake.fleet.file import Schedule as Wanted
 
 type Change = Literal["created", "changed", "unchanged", "removed", "none"]
@@ -49,7 +49,7 @@ class Applied:
 
 
 @in_words
-async def apply(client: Client, wanted: Wanted | None, place: Place, *, dry_run: bool = False) -> Applied:
+async def apply(client: Client, wanted: Wanted | None, place: FleetFile, *, dry_run: bool = False) -> Applied:
     """Let the engine have the schedules of a fleet, or none of them; only say what would be done with ``dry_run``.
 
     Raises EngineUnreachable.
@@ -86,19 +86,21 @@ async def let_go(client: Client, fleet: str) -> bool:
     return True
 
 
-def _runs(wanted: Wanted | None, place: Place) -> Schedule | None:
+def _runs(wanted: Wanted | None, place: FleetFile) -> Schedule | None:
     if wanted is None:
         return None
     return _schedule("fleet", place, wanted.every, wanted.jitter, wanted.overlap, wanted.catch_up)
 
 
-def _prune(wanted: Wanted | None, place: Place) -> Schedule | None:
+def _prune(wanted: Wanted | None, place: FleetFile) -> Schedule | None:
     if wanted is None or wanted.prune is None:
         return None
     return _schedule("prune", place, wanted.prune, wanted.jitter, "skip", wanted.catch_up)
 
 
-def _schedule(kind: str, place: Place, every: float, jitter: float | None, overlap: str, catch_up: float) -> Schedule:
+def _schedule(
+    kind: str, place: FleetFile, every: float, jitter: float | None, overlap: str, catch_up: float
+) -> Schedule:
     return Schedule(
         action=ScheduleActionStartWorkflow(
             _WORKFLOW[kind], place, id=f"tick/{kind}/{place.fleet}", task_queue=tasks.CONTROL
@@ -111,7 +113,7 @@ def _schedule(kind: str, place: Place, every: float, jitter: float | None, overl
     )
 
 
-async def _settle(client: Client, kind: str, place: Place, wanted: Schedule | None, *, dry_run: bool) -> Change:
+async def _settle(client: Client, kind: str, place: FleetFile, wanted: Schedule | None, *, dry_run: bool) -> Change:
     name = f"{kind}/{place.fleet}"
     found = await _described(client, name)
     handle = client.get_schedule_handle(name)
@@ -151,8 +153,8 @@ async def _said(client: Client, schedule: Schedule) -> tuple[Any, ...]:
     action = schedule.action
     assert isinstance(action, ScheduleActionStartWorkflow)
     [place] = action.args
-    if not isinstance(place, Place):
-        [place] = await of_workflow(client, action.id).decode([place], [Place])
+    if not isinstance(place, FleetFile):
+        [place] = await of_workflow(client, action.id).decode([place], [FleetFile])
     return (
         action.workflow,
         asdict(place),

@@ -144,7 +144,7 @@ def opened_for_view(payload: Payload, keys: Sequence[bytes]) -> Payload | None:
 
 
 def _decrypted(payload: Payload, keys: Sequence[bytes], bound: bytes) -> Payload | None:
-    for key in keys if payload.metadata.get("encoding") == _ENCODING else ():
+    for key in keys:
         try:
             return Payload.FromString(AESGCM(key).decrypt(payload.data[:_NONCE], payload.data[_NONCE:], bound))
         except (InvalidTag, ValueError):

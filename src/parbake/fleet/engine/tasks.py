@@ -6,7 +6,10 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Self
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from parbake.fleet.places import Place
 
 CONTROL, BAKE, PLACE, ROLL = "control", "bake", "place", "roll"
 """Queues: what needs no root; what needs root, loop devices, and KVM to verify quickly; what needs the rights to copy
@@ -82,8 +85,8 @@ class Destination:
     share_with: list[str] = field(default_factory=list)
 
 
-def copy_roles(places: Iterable[Destination]) -> list[str]:
-    """Return the roles that copies belong to, as parbake's commands take them."""
+def copy_roles(places: Iterable[Destination | Place]) -> list[str]:
+    """Return the roles that copies belong to which a Bakefile knows nothing of, as parbake's commands take them."""
     return [f"{place.region}={place.role}" for place in places if place.role]
 
 
@@ -98,8 +101,8 @@ class RunRequest:
     is handed out when all of it is good, if ``rollout``. ``store_id`` is the store's own word: a folder of that path on
     another machine is another store.
     What is baked is brought to ``places``, ``copies`` at once in each; ``bakes`` says how many of a builder are under
-    way at once. A rollout may ``supersede`` the one that is under way. ``audited``: what happens is written down in the
-    store. ``at`` is when it was asked for, in ISO 8601; ``heard`` as in ``messages``, ``searchable`` as in ``search``.
+    way at once. A rollout may ``supersede`` the one that is under way. ``at`` is when it was asked for, in ISO 8601;
+    ``heard`` as in ``messages``, ``searchable`` as in ``search``.
     """
 
     fleet: str
@@ -122,7 +125,6 @@ class RunRequest:
     copies: int = 5
     bakes: dict[str, int] = field(default_factory=dict)
     supersede: bool = False
-    audited: bool = False
     at: str = ""
     heard: list[str] = field(default_factory=list)
     searchable: list[str] = field(default_factory=list)
@@ -141,7 +143,7 @@ class BeginRequest:
 
 
 @dataclass(frozen=True)
-class Place:
+class FleetFile:
     """Where a fleet's file is when a schedule comes round: its path below a folder, or below a branch of a repository.
 
     A branch is asked for its commit each time; see ``RunRequest`` for ``heartbeat``.
@@ -153,18 +155,6 @@ class Place:
     git: str = ""
     ref: str = ""
     heartbeat: float = 60.0
-
-
-@dataclass(frozen=True)
-class PruneRequest:
-    """A Bakefile whose old artefacts go from a store, and from EC2 if it ``publishes``; the rest as in BakeRequest."""
-
-    file: str
-    root: Root
-    fleet_file: str
-    store: str
-    publishes: bool
-    roles: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -196,49 +186,36 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class KeyRequest:
-    """A cell's key in a store. ``file`` is the Bakefile's path below the root's fleet file."""
+class Order:
+    """A command of parbake, which the activity names, for a cell or a Bakefile (``of``), and its ``options``.
 
-    key: str
-    cell: str
-    file: str
-    platform: str
+    It runs in the folder of the fleet's file, below the root, for the store that has the word ``store_id``.
+    """
+
+    of: str
+    options: list[str]
     root: Root
     fleet_file: str
     store: str
+    store_id: str = ""
 
     @classmethod
-    def of_run(cls, run: RunRequest, planned: Planned, key: str, **more: object) -> Self:
-        """Return the request for a cell of a run; ``more`` are the other fields."""
-        return cls(
-            key, planned.cell, planned.file, planned.platform, run.root, run.file, run.store, store_id=run.store_id,
-            **more,
-        )  # type: ignore[call-arg]  # fields of the subclasses  # fmt: skip
+    def of_run(cls, run: RunRequest, planned: Planned, *options: str) -> Self:
+        """Return the command for the Bakefile of a cell; ``options`` are those that it has besides file and store."""
+        whole = [*options, "-f", planned.file, "--store", run.store]
+        return cls(planned.cell, whole, run.root, run.file, run.store, run.store_id)
 
 
 @dataclass(frozen=True)
-class BakeRequest(KeyRequest):
-    """A key that is to exist in a store.
+class BakeRequest:
+    """A key that is to exist in a store. ``fleet`` is who wants it first; ``searchable`` as in ``search``."""
 
-    ``roles`` are those that copies belong to which the Bakefile knows nothing of, as commands take them. ``fleet`` is
-    who wants it first; ``searchable`` as in ``search``.
-    """
-
+    key: str
+    order: Order
     attempts: int = 4
     heartbeat: float = 60.0
-    verify: bool = True
-    store_id: str = ""
-    roles: list[str] = field(default_factory=list)
     fleet: str = ""
     searchable: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class PlaceRequest(KeyRequest):
-    """A key that is to be in one more region."""
-
-    place: Destination
-    store_id: str = ""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ with workflow.unsafe.imports_passed_through():
     from parbake.fleet.engine.calls import call, not_answered
     from parbake.fleet.engine.failures import describe
     from parbake.fleet.engine.messages import is_of
-    from parbake.fleet.engine.tasks import CONTROL, Failure, Place, Progress, PruneRequest, RunRequest, run_id
+    from parbake.fleet.engine.tasks import CONTROL, Failure, FleetFile, Order, Progress, RunRequest, run_id
 
 _ASK = timedelta(minutes=10)
 _PRUNE = timedelta(hours=2)
@@ -24,7 +24,7 @@ class Tick:
     """Starts a run, and waits for its end: so the schedule knows whether the one before is still under way."""
 
     @workflow.run
-    async def run(self, place: Place) -> str:
+    async def run(self, place: FleetFile) -> str:
         """Return what became of it, in words."""
         request: RunRequest = await call("prepare", place, result=RunRequest, limit=_ASK)
         try:
@@ -54,15 +54,15 @@ class Prune:
     """Removes the old artefacts of each Bakefile; what machines bake meanwhile is spared by its lease."""
 
     @workflow.run
-    async def run(self, place: Place) -> list[Failure]:
+    async def run(self, place: FleetFile) -> list[Failure]:
         """Return what failed; the others are done."""
-        requests: list[PruneRequest] = await call("to_prune", place, result=list[PruneRequest], limit=_ASK)
+        requests: list[Order] = await call("to_prune", place, result=list[Order], limit=_ASK)
         failed: list[Failure] = []
         for request in requests:
             try:
-                await call("prune", request, limit=_PRUNE, heartbeat=_BEAT, waits=True, summary=request.file)
+                await call("prune", request, limit=_PRUNE, heartbeat=_BEAT, waits=True, summary=request.of)
             except ActivityError as error:
                 if is_cancelled_exception(error):
                     raise
-                failed.append(describe(request.file, error))
+                failed.append(describe(request.of, error))
         return failed

@@ -50,7 +50,7 @@ with workflow.unsafe.imports_passed_through():
         Destination,
         Failure,
         Made,
-        PlaceRequest,
+        Order,
         Planned,
         PlanRequest,
         Progress,
@@ -79,16 +79,16 @@ class Bake:
     async def run(self, request: BakeRequest) -> Baked:
         """Return what the store has now; fails as the last try has failed."""
         beat, attempts = request.heartbeat, request.attempts
-        shown = Shown(request.searchable, fleet=request.fleet, cell=request.cell)
+        shown = Shown(request.searchable, fleet=request.fleet, cell=request.order.of)
         shown.state("baking")
         try:
             baked: Baked = await call(
-                "bake", request, result=Baked, queue=BAKE, limit=_A_BAKE, heartbeat=beat, attempts=attempts,
-                waits=True, summary=request.cell,
+                "bake", request.order, result=Baked, queue=BAKE, limit=_A_BAKE, heartbeat=beat, attempts=attempts,
+                waits=True, summary=request.order.of,
             )  # fmt: skip
         except ActivityError as error:
             if not is_cancelled_exception(error) and tried_enough(error):
-                await call("quarantine", request, describe(request.cell, error), limit=_A_PLAN, heartbeat=beat)
+                await call("quarantine", request, describe(request.order.of, error), limit=_A_PLAN, heartbeat=beat)
                 shown.state("quarantined")
             else:
                 shown.state("failed")
@@ -134,9 +134,11 @@ class Placing:
             if self.closed:
                 raise Postponed
             self.under_way[place.region] += 1
+            more = ["--role", place.role] if place.role else []
+            more += [part for each in place.share_with for part in ("--share-with", each)]
             try:
                 await call(
-                    "place", PlaceRequest.of_run(request, planned, key, place=place), result=bool, queue=PLACE,
+                    "place", Order.of_run(request, planned, key, place.region, *more), result=bool, queue=PLACE,
                     limit=_A_COPY, heartbeat=request.heartbeat, attempts=request.attempts, waits=True,
                     priority=Priority(fairness_key=place.region),
                     summary=f"{planned.cell} to {place.region}",
@@ -395,17 +397,18 @@ class Fleet:
     async def _built(self, planned: Planned) -> str:
         """Build the images of a cell, and return the key that it has then."""
         self._running[planned.cell] = ""
-        request = self._bake_request(planned, "")
+        run = self._request
+        order = Order.of_run(run, planned, "--platform", planned.platform)
         key: str = await call(
-            "build", request, result=str, queue=BAKE, limit=_A_BAKE, heartbeat=request.heartbeat,
-            attempts=request.attempts, waits=True, summary=planned.cell,
+            "build", order, result=str, queue=BAKE, limit=_A_BAKE, heartbeat=run.heartbeat, attempts=run.attempts,
+            waits=True, summary=planned.cell,
         )  # fmt: skip
         return key
 
     async def _baked(self, planned: Planned, key: str) -> Outcome:
         """Start the bake of a key; where it is under way for another run, wait for that one."""
         request = self._bake_request(planned, key)
-        name = self._running[planned.cell] = bake_id(key, request.store)
+        name = self._running[planned.cell] = bake_id(key, request.order.store)
         while True:
             try:
                 child = await workflow.start_child_workflow(
@@ -434,10 +437,10 @@ class Fleet:
 
     def _bake_request(self, planned: Planned, key: str) -> BakeRequest:
         run = self._request
-        return BakeRequest.of_run(
-            run, planned, key, attempts=run.attempts, heartbeat=run.heartbeat, verify=run.verify,
-            roles=copy_roles(run.places), fleet=run.fleet, searchable=run.searchable,
-        )  # fmt: skip
+        proven = "--verify" if run.verify else "--no-verify"
+        roles = [part for each in copy_roles(run.places) for part in ("--copy-role", each)]
+        order = Order.of_run(run, planned, "--platform", planned.platform, "--expect-key", key, proven, *roles)
+        return BakeRequest(key, order, run.attempts, run.heartbeat, run.fleet, run.searchable)
 
     def _note(self, failure: Failure) -> None:
         self._counts.failed += 1
