@@ -168,8 +168,7 @@ class EbsShipment:
 
     def kept(self) -> Disk | None:
         """Return the disk that an earlier run has made. It must not change any more: AWS may have parts of it."""
-        made = self._made()
-        if made is None or not sealed.is_bound(self.folder, kept_files(self.folder)):
+        if not sealed.is_bound(self.folder, kept_files(self.folder)) or (made := self._made()) is None:
             return None  # there is none, or it was not made here: the cache is a copy, or others write to it
         trace = self.folder / _TRACE
         return Disk(made.disk, made.sealed, trace=load(trace) if trace.exists() else None, final=True)

@@ -126,6 +126,11 @@ def _clear_logs(root: Path) -> Iterator[Path]:
                 yield path
 
 
+def _beginning(path: Path) -> str:
+    with path.open("rb") as file:
+        return file.read(1024).decode(errors="replace")
+
+
 def _forget_names(root: Path) -> Iterator[Path]:
     for name in UNLESS_LINK:
         path = root / name
@@ -133,6 +138,6 @@ def _forget_names(root: Path) -> Iterator[Path]:
             path.unlink()
             yield path
     hostname = inside(root, _HOSTNAME)
-    if hostname.is_file() and hostname.read_text(errors="replace").strip() not in _NAMELESS:
+    if hostname.is_file() and _beginning(hostname).strip() not in _NAMELESS:
         hostname.unlink()
         yield hostname

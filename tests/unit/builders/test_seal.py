@@ -139,3 +139,10 @@ def test_links_at_the_end_of_a_path_are_not_followed(tmp_path: Path) -> None:
 def test_a_root_without_any_of_it(tmp_path: Path) -> None:
     assert seal(tmp_path) == ()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_hostname_of_any_length_goes(tmp_path: Path) -> None:
+    plant(tmp_path, {"etc/hostname": "x"})
+    with (tmp_path / "etc/hostname").open("wb") as file:
+        file.truncate(1 << 40)
+    assert "etc/hostname" in list(seal(tmp_path))

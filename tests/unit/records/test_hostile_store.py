@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parbake.core.errors import BadContent, EnvironmentProblem, ParbakeError
+from parbake.core.errors import BadContent, EnvironmentProblem, InputError, ParbakeError
 from parbake.core.events import Events
 from parbake.fleet import audit, stores
 from parbake.records.store import Need, held, identity_of, leases, needed, note, trail
@@ -308,3 +308,21 @@ def test_lying_leases_and_notes_end_in_parbakes_own_errors(
     store.objects[f"notes/{truth['key']}.eu-west-1.{data.draw(st.text(max_size=8))}"] = b"\xff"
     store.objects[f"leases/{data.draw(st.text(max_size=8))}"] = LEASE.text()
     read_all(store, machine, truth["artefact"], truth["key"])
+
+
+@pytest.mark.parametrize("suffix", [".trace", ".blocks"])
+@pytest.mark.parametrize("kind", ["a pipe", "a device", "a large file"])
+def test_what_others_put_beside_an_artefact_is_not_stored(tmp_path: Path, kind: str, suffix: str) -> None:
+    one = Machine(tmp_path / "one", str(tmp_path / "store"))
+    made = one.baked("app", content(1))
+    path = one.output / f"{made.artefact}{suffix}"
+    path.unlink(missing_ok=True)
+    if kind == "a pipe":
+        os.mkfifo(path)
+    elif kind == "a device":
+        path.symlink_to("/dev/zero")
+    else:
+        with path.open("wb") as file:
+            file.truncate(1 << 40)
+    with pytest.raises(InputError, match=f"cannot read .*{suffix}"):
+        one.shared.put(made)

@@ -24,12 +24,14 @@ from parbake.aws import Stamp
 from parbake.core.blocks import BlockList
 from parbake.core.claim import Notes
 from parbake.core.errors import ClaimLost, ParbakeError
+from parbake.core.files import read_file
 from parbake.core.model import GIB
 from parbake.machine.disk import ZEROS
 from parbake.machine.disk.blocks import HASHES
 
 _LINE = re.compile(r"(\d+) ([0-9a-f]{64})")
 _RANGE = re.compile(r"(\d+)-(\d+)")
+_LARGEST = 256 << 20  # bytes: a line of some 80 for each block of 512 KiB
 _COMPLETE, _WILL, _SAME = "complete", "will", "same"
 _SHARED_EVERY = 5.0  # seconds between additions to what machines share: what was not added, is written again
 
@@ -119,8 +121,8 @@ class Journal:
     @classmethod
     def read(cls, shared: Notes | None, path: Path = Path()) -> Self | None:
         """Return what is noted, where anything is."""
-        with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
-            lines = (shared.read() if shared else path.read_text()).splitlines(keepends=True)
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            lines = (shared.read() if shared else read_file(path, _LARGEST).decode()).splitlines(keepends=True)
             if not lines:
                 return None
             made = cls(path, json.loads(lines[0]), shared)

@@ -18,6 +18,7 @@ from typing import override
 from pydantic import ValidationError
 
 from parbake.core.errors import BadContent, InputError, NoSuchImage
+from parbake.core.files import open_file, read_bounded, read_file
 from parbake.core.model import Descriptor, Image, Platform
 from parbake.core.reference import Reference
 from parbake.core.sources import LayerSource, Readable
@@ -103,11 +104,10 @@ class Layout(LayerSource, DocumentStore):
     def _index(self) -> Index:
         hint = "name the folder that holds oci-layout, index.json and blobs"
         try:
-            version = load(
-                f"{self.path}/oci-layout", (self.path / "oci-layout").read_bytes()[:4096], strictjson.LAYOUT
-            )["imageLayoutVersion"]
-            with (self.path / "index.json").open("rb") as file:
-                body = file.read(MANIFEST_LIMIT + 1)
+            head = read_file(self.path / "oci-layout", 4096)
+            version = load(f"{self.path}/oci-layout", head, strictjson.LAYOUT)["imageLayoutVersion"]
+            with open_file(self.path / "index.json") as file:
+                body = read_bounded(file, MANIFEST_LIMIT)
         except (FileNotFoundError, NotADirectoryError) as error:
             what = f"{self.path} is not an OCI image layout: {error.filename} is missing"
             raise InputError(what, hint=hint) from error

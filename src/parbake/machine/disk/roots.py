@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from parbake.core.errors import BadBase
+from parbake.core.files import read_file
 
 _MOST_LINKS = 40  # as the kernel (path_resolution(7))
 _PROGRAMS = ("usr/bin/containerd", "usr/local/bin/containerd", "bin/containerd", "opt/containerd/bin/containerd")
@@ -75,10 +77,12 @@ def find_runtime(root: Path) -> Runtime:
         )
     try:
         return _configured(root, _read(root, _CONFIG, depth=0))
-    except (AttributeError, TypeError) as error:
-        raise BadBase(f"the base's {_CONFIG} has something else where containerd has a table or a text") from error
-    except (FileExistsError, NotADirectoryError) as error:
-        raise BadBase(f"the base has a file where its containerd's store would be: {error.filename}") from error
+    except (AttributeError, TypeError, ValueError, RecursionError) as error:
+        raise BadBase(f"the base's {_CONFIG} says something else than containerd expects there: {error}") from error
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise BadBase(f"the base has no place for its containerd's store: {error.strerror}") from error
 
 
 def _configured(root: Path, config: Mapping[str, Any]) -> Runtime:
@@ -91,6 +95,8 @@ def _configured(root: Path, config: Mapping[str, Any]) -> Runtime:
             hint="bake onto a base that uses overlayfs (on EKS, without FastImagePull)",
         )
     sandbox = v3.get("pinned_images", {}).get("sandbox") or v2.get("sandbox_image") or ""
+    if not isinstance(sandbox, str):
+        raise TypeError(f"the sandbox image {sandbox!r}")
     store = inside(root, config.get("root") or DEFAULT_ROOT)
     store.mkdir(mode=0o711, parents=True, exist_ok=True)
     return Runtime(store, sandbox)
@@ -101,13 +107,11 @@ def _read(root: Path, path: str, *, depth: int) -> dict[str, Any]:
     file = inside(root, path)
     if not file.is_file():
         return {}
-    if file.stat().st_size > _MOST_CONFIG:
-        raise BadBase(f"the base's {path} is larger than {_MOST_CONFIG} bytes")
     import tomllib  # loads only where a base has such a file
 
     try:
-        config = tomllib.loads(file.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        config = tomllib.loads(read_file(file, _MOST_CONFIG).decode())
+    except (OSError, ValueError) as error:
         raise BadBase(f"the base's {path} cannot be read: {error}") from error
     for pattern in config.get("imports", []) if depth == 0 else []:
         folder = inside(root, str(PurePosixPath(pattern).parent))

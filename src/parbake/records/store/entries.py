@@ -19,7 +19,7 @@ from parbake.core.model import FILE_NAME, FileName, Frozen
 from parbake.records.store.port import Store, state_of
 
 _HEX = r"^[0-9a-f]{64}$"
-_MOST_FILES, _MOST_BYTES = 16, 256 << 20  # beside an artefact; the list of blocks of a terabyte has 150 MB
+_MOST_FILES, MOST_BYTES = 16, 256 << 20  # beside an artefact; the list of blocks of a terabyte has 150 MB
 _SUFFIX = r"^(\.[a-z]{1,10}){1,3}$"  # beside the artefact and nowhere else
 ENTRIES, OBJECTS = "artefacts/", "objects/"
 ENTRY_NAME, OBJECT_NAME = re.compile(rf"{ENTRIES}{FILE_NAME}\.json"), re.compile(rf"{OBJECTS}[0-9a-f]{{64}}")
@@ -30,7 +30,7 @@ class StoredFile(Frozen):
     """A file beside an artefact, or what names its bytes."""
 
     sha256: str = Field(pattern=_HEX)
-    size: int = Field(ge=0, le=_MOST_BYTES)
+    size: int = Field(ge=0, le=MOST_BYTES)
 
 
 class StoreEntry(Frozen):

@@ -19,6 +19,7 @@ from parbake.bakefile import Bakefile
 from parbake.core import access
 from parbake.core.errors import BadContent, DeadlineExceeded, EnvironmentProblem, InputError
 from parbake.core.events import Events
+from parbake.core.files import read_file
 from parbake.core.signing import NotSigned, Signer, opened, public_key
 from parbake.core.workspace import work_folder
 from parbake.machine import disk
@@ -29,6 +30,7 @@ from parbake.records.store import leases, needs, trail
 from parbake.records.store.entries import (
     ENTRIES,
     ENTRY_NAME,
+    MOST_BYTES,
     OBJECT_NAME,
     OBJECTS,
     StoredFile,
@@ -235,7 +237,7 @@ class Shared:
 
     def _is_signed_here(self, record: Record) -> bool:
         envelope = self._output / f"{record.artefact}{folder.ENVELOPE_SUFFIX}"
-        return envelope.exists() and self._signs(envelope.read_bytes(), folder.statement(record))
+        return envelope.exists() and self._signs(_read(envelope), folder.statement(record))
 
     def _signs(self, envelope: bytes, text: bytes) -> bool:
         with suppress(NotSigned):
@@ -297,7 +299,7 @@ class Shared:
         artefact = self._output / record.artefact
         with self._events.stage("store", f"Keep {record.artefact} in the store"):
             files = {
-                path.name.removeprefix(record.artefact): put_object(self.store, path.read_bytes())
+                path.name.removeprefix(record.artefact): put_object(self.store, _read(path))
                 for path in folder.everything(artefact)[1:]
                 if path.exists()
             }
@@ -359,6 +361,14 @@ def _identity(record: Record) -> tuple[object, ...]:
     content = record.blocks.digest if record.blocks else record.sha256
     homes = [(region, there.image, there.snapshots) for region, there in record.published.items()]
     return record.started_at, content, homes[:1]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return read_file(path, MOST_BYTES)
+    except OSError as error:
+        hint = "remove it; `parbake bake --force` bakes anew"
+        raise InputError(f"cannot read {path}: {error.strerror}", hint=hint) from None
 
 
 def _says_more(mine: Record, theirs: Record) -> bool:

@@ -366,3 +366,18 @@ class TestLayout:
         os.mkfifo(config)
         with pytest.raises(BadContent, match="not a regular file"):
             Layout(folder).resolve(NAME, AMD64)
+
+
+@pytest.mark.parametrize("name", ["oci-layout", "index.json"])
+@pytest.mark.parametrize("kind", ["a pipe", "a device"])
+def test_a_layout_with_something_else_in_the_place_of_a_document_is_refused(
+    tmp_path: Path, kind: str, name: str
+) -> None:
+    folder = write_layout(tmp_path / "layout", {"v1": image(ONE)})
+    (folder / name).unlink()
+    if kind == "a pipe":
+        os.mkfifo(folder / name)
+    else:
+        (folder / name).symlink_to("/dev/zero")
+    with pytest.raises(InputError, match=r"is not an OCI image layout: .*it is no file"):
+        Layout(folder).resolve(NAME, AMD64)

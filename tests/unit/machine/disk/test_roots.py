@@ -104,8 +104,12 @@ def test_a_pipe_in_place_of_the_configuration_does_not_hang(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     "config",
-    ['plugins = "none"\n', "root = 7\n", "imports = [1]\n", 'root = "/etc/canary/store"\n', 'root = "/etc/canary"\n'],
-)
+    [
+        'plugins = "none"\n', "root = 7\n", "imports = [1]\n", 'root = "/etc/canary/store"\n', 'root = "/etc/canary"\n',
+        'imports = [""]\n', f"x = {'[' * 5000}", f"x = {'9' * 5000}", f'root = "{"x" * 300}"\n',
+        "[plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = 3\n",
+    ],
+)  # fmt: skip
 def test_a_configuration_of_other_shapes_is_refused_in_words(tmp_path: Path, config: str) -> None:
     root = install(tmp_path, f"version = 2\n{config}")
     (root / "etc/canary").write_text("a file")
