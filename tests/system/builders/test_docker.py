@@ -184,7 +184,9 @@ def test_what_a_login_of_this_host_pulls_starts_without_a_registry(
 
 def _named(found: Image, reference: str) -> Image:
     startup = Startup(up=LogProbe(pattern="^app is ready"))
-    return found.model_copy(update={"reference": reference, "also_by_digest": True, "startup": startup})
+    return found.model_copy(
+        update={"reference": Reference.parse(reference), "also_by_digest": True, "startup": startup}
+    )
 
 
 def test_packers_script_pulls_and_names(docker: Docker, tmp_path: Path) -> None:

@@ -151,4 +151,4 @@ class Listing:
 
 def _named(found: Image) -> Image:
     startup = Startup(up=LogProbe(pattern="^app is ready"))
-    return found.model_copy(update={"reference": NAME, "also_by_digest": True, "startup": startup})
+    return found.model_copy(update={"reference": Reference.parse(NAME), "also_by_digest": True, "startup": startup})
