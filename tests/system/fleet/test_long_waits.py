@@ -113,14 +113,22 @@ class Silent(Answering):
 
         return Nothing(next)
 
-    def answer(self) -> None:
-        """Say what this answers."""
+    def answer(self) -> object:
+        """Return what this answers."""
+        return None
+
+
+class Mistaken(Silent):
+    """The same, who has a worker's answer to another gate."""
+
+    def answer(self) -> object:
+        return {"answers": "gate/of/another", "with": None}
 
 
 class Denying(Silent):
     """The same, who says that it has failed."""
 
-    def answer(self) -> None:
+    def answer(self) -> object:
         raise ApplicationError("no", "hint", [], "gate/of/another", type="VerificationFailed", non_retryable=True)
 
 
@@ -168,7 +176,7 @@ def test_a_rollout_that_nobody_approves_in_time_goes_back_after_eleven_days() ->
     assert any("it was not approved in time" in entry.text for entry in ended.story)
 
 
-@pytest.mark.parametrize("answering", [Silent, Denying])
+@pytest.mark.parametrize("answering", [Silent, Mistaken, Denying])
 def test_an_answer_without_the_key_is_neither_a_yes_nor_a_no_of_a_gate(answering: type[Answering]) -> None:
     """Neither is the next wave written nor the first one returned, also where that is what a no leads to."""
     targets = Targets("rollback")

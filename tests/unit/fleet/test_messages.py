@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from parbake.fleet.engine import messages
-from parbake.fleet.engine.messages import Heard, Told, asked, echoed, is_of, this_run
+from parbake.fleet.engine.messages import Heard, Told, asked, echoed, first_run, is_of, this_run
 from parbake.fleet.engine.tasks import Baked, Counts, Progress
 
 
@@ -32,6 +33,12 @@ def test_what_is_said_otherwise_or_to_another_is_not_heard(told: Told) -> None:
     heard = Heard([])
     assert not heard.takes(told, "back", "g")
     assert heard.once == []
+
+
+@pytest.mark.parametrize(("first", "run"), [("one", "one"), ("", "one-2")])
+def test_what_is_said_to_a_later_part_is_about_the_whole_run(first: str, run: str) -> None:
+    raw = SimpleNamespace(workflow_execution_info=SimpleNamespace(first_run_id=first))
+    assert first_run(cast(Any, SimpleNamespace(raw_description=raw, run_id="one-2"))) == run
 
 
 def test_only_the_run_that_was_asked_answers() -> None:

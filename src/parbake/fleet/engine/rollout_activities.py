@@ -157,10 +157,9 @@ class RolloutActivities(Activities):
         self, request: WavesRequest | TargetTask, keys: Iterable[str], target: str = "", held: Iterable[str] = ()
     ) -> None:
         """Let the store know what this rollout needs, of all that it hands out or of one target."""
-        if request.store:  # workers of earlier versions did not say it
-            await self._need_store(request.store, request.store_id)
-            fleet = fleet_of(activity.info().workflow_id or "")
-            await asyncio.to_thread(need_rollout, request.store, fleet, target, tuple(keys), tuple(held))
+        await self._need_store(request.store, request.store_id)
+        fleet = fleet_of(activity.info().workflow_id or "")
+        await asyncio.to_thread(need_rollout, request.store, fleet, target, tuple(keys), tuple(held))
 
     @activity.defn
     async def gate(self, request: GateRequest) -> None:

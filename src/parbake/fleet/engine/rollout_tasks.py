@@ -209,8 +209,8 @@ class WavesRequest:
     file: str
     root: Root
     keys: dict[str, str]
-    store: str = ""
-    store_id: str = ""
+    store: str
+    store_id: str
 
 
 @dataclass(frozen=True)
