@@ -119,8 +119,10 @@ def test_texts_fit_a_terminal(name: str) -> None:
 
 def test_a_table_is_wider_only_where_its_words_are() -> None:
     reference = f"registry.example/{'shop/' * 12}api:1.4@{digest('a')}"
-    shown = tables.table([(reference, "it ended with code 7 and said nothing")], header=("image", "verdict"))
+    found = (reference, "1.6 s", "it ended with code 7 and said nothing")
+    shown = tables.table([found], header=("image", "start", "verdict"))
     assert reference in shown, "it can be copied"
+    assert "   1.6 s   " in shown, "no short cell gets narrower for that"
     assert "it ended with" in shown
     rows = [("a", "word " * 60), ("b", ("one", "two"))]
     lines = tables.table(rows).splitlines()
@@ -138,12 +140,13 @@ ROWS = st.integers(2, 5).flatmap(lambda many: st.lists(st.tuples(*[CELLS] * many
 
 @given(ROWS, st.booleans())
 def test_a_table_of_sentences_fits_a_terminal(rows: list[tuple[str, ...]], titled: bool) -> None:
-    """Whichever column is long: only where the longest words of all columns do not fit it is wider, by them alone."""
+    """Whichever column is long: only where the longest words, or short cells, do not fit it is wider, by them alone."""
     header = ("title",) * len(rows[0]) if titled else ()
     whole = [*rows, header] if titled else rows
     shown = tables.table(rows, header=header)
-    longest = [max(map(len, " ".join(column).split()), default=0) for column in zip(*whole, strict=True)]
-    least = sum(longest[:-1]) + max(longest[-1], 16) + 3 * len(longest)
+    least = 3 * len(rows[0])
+    for column in zip(*whole, strict=True):
+        least += max(*map(len, " ".join(column).split()), min(max(map(len, column)), 16), 0, 0)
     assert max(map(len, shown.splitlines()), default=0) <= max(tables.WIDTH, least)
     assert sorted(shown.replace("─", "").split()) == sorted(" ".join(map(" ".join, whole)).split())
 

@@ -44,11 +44,11 @@ def table(rows: Iterable[Sequence[object]], *, header: Sequence[str] = (), notes
 
 
 def _fitted(columns: Sequence[Sequence[str]], room: int) -> list[int]:
-    """Return the widths of columns that need no more room than there is, as far as their longest words allow."""
+    """Return the widths of columns that need no more room than there is, as far as words and short cells allow."""
     widths = [max(map(_width, lines)) for lines in columns]
-    least = [max((_width(part) for line in lines for part in line.split()), default=0) for lines in columns]
-    least[-1] = max(least[-1], _LEAST)
-    widths[-1] = max(widths[-1] - max(sum(widths) - room, 0), min(widths[-1], least[-1]))
+    words = [max((_width(part) for line in lines for part in line.split()), default=0) for lines in columns]
+    least = [max(word, min(width, _LEAST)) for word, width in zip(words, widths, strict=True)]
+    widths[-1] = max(widths[-1] - max(sum(widths) - room, 0), least[-1])
     while sum(widths) > room and (wide := [each for each in range(len(widths)) if widths[each] > least[each]]):
         widths[max(wide, key=widths.__getitem__)] -= 1
     return widths
