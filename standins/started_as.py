@@ -35,6 +35,7 @@ ASKED = Startup(
     args=("/bin/busybox sleep 0.4; echo >/there; exec /bin/busybox sleep 1000",),
     up=ExecProbe(command=("/bin/busybox", "test", "-e", "/there")),
     timeout=20,
+    watch=0.2,
 )
 NEVER = ASKED.model_copy(update={"up": ExecProbe(command=("/bin/gone",)), "timeout": 1.0})
 

@@ -233,6 +233,9 @@ class StartupSection(Section):
     image volume), or a log line, a port, HTTP, a command in it."""
     timeout: Duration = Field(default=120.0, json_schema_extra={"default": "120s"})
     """How long it may take with hardware virtualisation; in emulation, correspondingly longer."""
+    watch: Duration = Field(default=10.0, json_schema_extra={"default": "10s"})
+    """How long after its start it is looked at once more, by the clock, and later if others start meanwhile: it must
+    still run, or have ended well. Give a program that fails late more."""
 
     @check("files")
     @classmethod
@@ -248,7 +251,7 @@ class StartupSection(Section):
     def startup(self) -> Startup:
         """Return the model's noun; raises for how to run what is only mounted."""
         given = {key: getattr(self, key) for key in StartupSection.model_fields if getattr(self, key)}
-        if self.up.kind == "mounted" and (unused := given.keys() - {"up", "timeout"}):
+        if self.up.kind == "mounted" and (unused := given.keys() - {"up", "timeout", "watch"}):
             raise wrong("an image that is only mounted runs nothing", f"leave out {', '.join(sorted(unused))}")
         if both := sorted(self.files.keys() & set(self.writable)):
             raise wrong(f"{both[0]} is a file and a writable folder", "remove it from one of the two")

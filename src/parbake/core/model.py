@@ -181,13 +181,17 @@ class StartupFile(Frozen):
     mode: str = "0644"
 
 
+type Shown = Literal["", "answered", "logged", "ended", "running", "mounted"]
+
+
 class Startup(Frozen):
     """How to start an image for rehearsal and verification, and how to know that it is up.
 
     ``command`` replaces the image's entrypoint and ``args`` its command, as in a pod; empty keeps the image's own.
     ``user`` (``ID[:GROUP]``, or a name that the runtime looks up in the image) and ``workdir`` likewise. Where the root
     is ``read_only``, it may write to ``writable``, empty folders as a pod's emptyDir; ``files`` lie at their paths.
-    ``timeout`` is in seconds on a machine with hardware virtualisation; emulation stretches it.
+    ``timeout`` is in seconds on a machine with hardware virtualisation; emulation stretches it. ``watch`` is how many
+    seconds after its start it is looked at once more, at the earliest: by the clock of any machine.
     """
 
     command: tuple[str, ...] = ()
@@ -200,6 +204,7 @@ class Startup(Frozen):
     files: dict[str, StartupFile] = Field(default_factory=dict)
     up: Probe = Field(default_factory=RunningProbe)
     timeout: float = Field(default=120.0, gt=0)
+    watch: float = Field(default=10.0, ge=0)
 
 
 class Image(Frozen):
@@ -386,6 +391,9 @@ class ImageVerdict(Frozen):
     """What verification saw of one image; an empty ``problems`` means that it passed.
 
     ``startup`` is how it was started (null: it was only looked up): the verdict is of that, and of no other way.
+    ``shown`` is what its start has shown: a port or command answered, its log line came, it ended with code 0, a pod
+    had it mounted; ``running`` says that it ran and nothing was asked of it. ``ran_seconds`` is how long it had run
+    when it was looked at for the last time, or when it failed (null: it had ended well, or nothing ran).
     ``start_seconds`` is from the request to the runtime until the startup's probe said up, ``sandbox_seconds`` what the
     pod's sandbox took before that; ``output`` is the end of what the container wrote.
     """
@@ -395,6 +403,8 @@ class ImageVerdict(Frozen):
     pinned: bool = False
     unpacked: bool = False
     startup: Startup | None = None
+    shown: Shown = ""
+    ran_seconds: float | None = None
     start_seconds: float | None = None
     sandbox_seconds: float | None = None
     problems: tuple[Told, ...] = ()

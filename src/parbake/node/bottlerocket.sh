@@ -58,11 +58,11 @@ finish() { # the data volume holds all that the machine has written: what tells 
 # -- proof
 
 subject() { # TARGET UP SECONDS OPTIONS COMMAND NAME…: UP is exit, running or mounted (COMMAND is the path); OPTIONS (ctr's) and COMMAND: a word a line
-    TARGET=$1 UP=$2 SECONDS_LEFT=$3 OPTIONS=$4 COMMAND=$5 FIRST=$6
+    TARGET=$1 UP=$2 FOR=$3 OPTIONS=$4 COMMAND=$5 FIRST=$6
     shift 5
     COUNT=$((${COUNT:-0} + 1))
     stage "start $FIRST"
-    problem='' pinned=true started=null
+    problem='' pinned=true started=null ran=null
     for name; do
         # The notes of the store itself: nothing here can pull.
         found=$(digest_of "$name")
@@ -78,7 +78,7 @@ subject() { # TARGET UP SECONDS OPTIONS COMMAND NAME…: UP is exit, running or 
     ' mounted') mounted ;;
     ' '*) start ;;
     esac
-    proof=$(printf '{"name":"%s","pinned":%s,"start_seconds":%s,"problems":[%s],"runtime":"%s"}' "$FIRST" "$pinned" "$started" "$problem" "$runtime")
+    proof=$(printf '{"name":"%s","pinned":%s,"start_seconds":%s,"ran_seconds":%s,"asked":false,"problems":[%s],"runtime":"%s"}' "$FIRST" "$pinned" "$started" "$ran" "$problem" "$runtime")
     say proved "$proof"
 }
 
@@ -122,14 +122,15 @@ start() { # a container of the image, from its snapshots
         return
     fi
     started=$(($(date +%s) - began))
-    state=RUNNING
-    while [ "$SECONDS_LEFT" -gt 0 ] && [ "$state" = RUNNING ]; do
+    state=RUNNING left=$FOR
+    while [ "$left" -gt 0 ] && [ "$state" = RUNNING ]; do
         sleep 1
-        SECONDS_LEFT=$((SECONDS_LEFT - 1))
+        left=$((left - 1))
         state=$(c tasks ls | awk -v task="$task" '$1 == task { print $3 }')
     done
     if [ "$state" = RUNNING ]; then
         [ "$UP" = running ] || note "it did not end in time"
+        [ "$UP" = exit ] || ran=$FOR
         c tasks kill -s SIGKILL "$task" >>"$LOG" 2>&1
         sleep 1
         c tasks delete --force "$task" >>"$LOG" 2>&1

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing, suppress
+from copy import copy
 from datetime import datetime
 from pathlib import Path
 
@@ -31,8 +32,8 @@ OUTPUT = 1000  # characters: what is said goes over a serial line
 NODE, CONTAINER = 2, 1
 
 
-# -- runtimes: found(name) -> (image's id, pinned), sandbox(), start(name, how), status() -> state, log(), end(),
-# runs(command) -> whether it ends with code 0 in the container
+# -- runtimes: found(name) -> (image's id, pinned), sandbox(), start(name, how); and of what a copy has started:
+# status() -> state, log(), end(), runs(command) -> whether it ends with code 0 in the container
 
 
 def program(*argv):
@@ -72,7 +73,6 @@ class Containerd:
         answer = call("RuntimeService/Version", b"")
         self.version = f"{text(answer, 2)} {text(answer, 3)}"
         self.mounts = not re.match(r"containerd v?(1|2\.0)\.", self.version)
-        self.count = 0
 
     def ctr(self, *argv):
         """Run ctr where a kubelet's images are."""
@@ -111,12 +111,12 @@ class Containerd:
             self.place = "/image-" + os.urandom(8).hex()
             image, mounts = self.pause, [pack((1, self.place), (3, 1), (9, pack((1, name))))]
         mounts += [pack((1, path), (2, place), (3, int(fixed)), (4, 1)) for place, path, fixed in placed(how)]
-        self.count += 1
-        self.folder = f"{LOGS}/{self.count}"
+        identity = os.urandom(8).hex()
+        self.folder = f"{LOGS}/{identity}"
         Path(self.folder).mkdir(parents=True)
         parent = PARENT or ("/parbake.slice" if re.search(r"SystemdCgroup = true", self.config) else "/parbake")
         options = pack((1, NODE), (2, CONTAINER))
-        metadata = pack((1, f"prove-{self.count}"), (2, os.urandom(8).hex()), (3, "parbake"))
+        metadata = pack((1, f"prove-{identity}"), (2, identity), (3, "parbake"))
         linux = pack((1, parent), (2, pack((1, options))))
         pod = pack((1, metadata), (3, self.folder), (4, [b""]), (8, linux))  # 4: the host's resolv.conf is not copied
         asked = time.monotonic()
@@ -282,37 +282,91 @@ def up_since(up, status, now, runtime):
     return time.time() if is_up else None
 
 
-def run(runtime, name, how, proof):
-    """Start an image and wait until it is up; what comes of it is in the proof."""
-    up = how["up"]
-    if up["kind"] in ("tcp", "http") and answers({"kind": "tcp", "port": up["port"]}):
-        raise Refused("port {} is taken by the machine itself, so nothing can be learned from it".format(up["port"]))
-    if up["kind"] == "mounted" and not runtime.mounts:
-        raise Refused(f"an image volume needs containerd 2.1 or later, and this is {runtime.version}")
-    limit = time.monotonic() + how["timeout"]
-    began, proof["sandbox_seconds"] = runtime.start(name, how)
+def begin(runtime, subject, proof):
+    """Start an image and wait until it is up; return what runs of it (None: nothing). Problems are in the proof."""
+    how, one, runs = subject["start"], copy(runtime), False
+    up, started = how["up"], False
+    say("stage", "start " + proof["name"])
     try:
+        if up["kind"] in ("tcp", "http") and answers({"kind": "tcp", "port": up["port"]}):
+            raise Refused(
+                "port {} is taken by the machine itself, so nothing can be learned from it".format(up["port"])
+            )
+        if up["kind"] == "mounted" and not runtime.mounts:
+            raise Refused(f"an image volume needs containerd 2.1 or later, and this is {runtime.version}")
+        started = True
+        began, proof["sandbox_seconds"] = one.start(proof["name"], how)
+        limit = time.monotonic() + how["timeout"]
         while True:
             now = time.time()  # before the status: what runs then has run until this moment
-            status = runtime.status()
-            since = up_since(up, status, now, runtime)
+            state, one.since, _, code, why = status = one.status()
+            since = up_since(up, status, now, one)
             if since is not None:
                 proof["start_seconds"] = round(max(0.0, since - began), 3)
-                return
-            if status[0] == 2:
-                why = f" ({status[4]})" if status[4] else ""
-                raise Refused(f"it ended with code {status[3]}{why} before it was up")
+                runs = up["kind"] != "mounted" and (state == 1 or code)
+                break
+            if state == 2:
+                raise Refused(f"it ended with code {code}{f' ({why})' if why else ''} before it was up")
             if time.monotonic() > limit:
                 raise Refused("not up within {:g} s".format(how["timeout"]))
             time.sleep(0.2)
-    finally:
-        proof["output"] = "\n".join(words for _, words in runtime.log())[-OUTPUT:]
-        with suppress(Refused):
-            runtime.end()
+    except (Refused, subprocess.TimeoutExpired) as error:
+        proof["problems"] = [str(error)]
+    if started and not runs:
+        end(one, proof)
+    return one if runs else None
 
 
-def prove(runtime, subject):
-    """Return what became of a subject."""
+def look(one, subject, proof):
+    """Wait until a container has run as long as it is watched, look whether it still does, and end it."""
+    try:
+        time.sleep(max(0, one.since + subject["start"]["watch"] - time.time()))
+        now = time.time()
+        state, since, finished, code, why = one.status()
+        if state == 1:
+            proof["ran_seconds"] = round(now - since, 3)
+        elif code or subject["start"]["up"]["kind"] not in ("running", "log"):  # what answers is to stay
+            proof["ran_seconds"], why = max(0, finished - since), f" ({why})" if why else ""
+            words = "it was up, and ended with code {}{} {:.0f} s after its start"
+            raise Refused(words.format(code, why, proof["ran_seconds"]))
+    except (Refused, subprocess.TimeoutExpired) as error:
+        proof["problems"] = [str(error)]
+    end(one, proof)
+
+
+def end(one, proof):
+    """Keep what a container wrote, and remove it."""
+    with suppress(Refused, subprocess.TimeoutExpired, AttributeError):  # it never came to a container
+        proof["output"] = "\n".join(words for _, words in one.log())[-OUTPUT:]
+        one.end()
+
+
+def start_all(runtime, pairs):
+    """Start images beside each other, and look at each once more at the end; what fails beside others, alone again.
+
+    They share one network and one memory: two may want the same port. The same in verify/company.py.
+    """
+    company, alone = [], []
+    for subject, proof in pairs:
+        one = begin(runtime, subject, proof)
+        if one:
+            company.append((one, subject, proof))
+        elif company and proof["problems"]:
+            alone.append((subject, proof))
+    for one, subject, proof in company:
+        look(one, subject, proof)
+        if proof["problems"] and len(pairs) > 1:
+            alone.append((subject, proof))
+    for subject, proof in alone:
+        proof["problems"] = []
+        subject["start"]["watch"] += proof.pop("ran_seconds", 0)  # it has at least as long to fail
+        one = begin(runtime, subject, proof)
+        if one:
+            look(one, subject, proof)
+
+
+def known(runtime, subject):
+    """Return what the runtime's store says of a subject."""
     name, problems = subject["names"][0], []
     proof = {"name": name, "pinned": True, "runtime": runtime.version}
     for each in subject["names"]:
@@ -327,11 +381,6 @@ def prove(runtime, subject):
         elif not pinned:
             proof["pinned"] = False
             problems.append(f"{each} is not pinned: a kubelet's image garbage collection may remove it")
-    if subject["start"] and not problems:
-        try:
-            run(runtime, name, subject["start"], proof)
-        except (Refused, subprocess.TimeoutExpired) as error:
-            problems.append(str(error))
     return dict(proof, problems=problems)
 
 
@@ -348,9 +397,9 @@ def main(kind, path):
     warning, problem = runtime.sandbox(planned)
     if warning:
         say("warn", warning)
-    for subject in subjects:
-        say("stage", "start {}".format(subject["names"][0]))
-        proof = prove(runtime, subject)
+    pairs = [(subject, known(runtime, subject)) for subject in subjects]
+    start_all(runtime, [(subject, proof) for subject, proof in pairs if subject["start"] and not proof["problems"]])
+    for subject, proof in pairs:
         proof["problems"] += [problem] if problem and subject["start"] else []
         say("proved", json.dumps(proof))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from math import ceil
@@ -21,10 +21,11 @@ from parbake.core.model import (
     MountedProbe,
     Probe,
     RunningProbe,
+    Shown,
     Startup,
     TcpProbe,
 )
-from parbake.core.run import Deadline
+from parbake.core.run import Deadline, sleep
 from parbake.verify import mounted
 
 if TYPE_CHECKING:
@@ -56,13 +57,28 @@ class Started:
     """How a start went, and what went wrong.
 
     ``seconds`` are from the request to the runtime until up (None: never), ``sandbox_seconds`` what the sandbox took
-    before that; ``output`` is the end of what the container wrote.
+    before that; ``output`` is the end of what the container wrote. ``shown`` and ``ran_seconds`` are those of
+    ``ImageVerdict``, as far as it has been looked at.
     """
 
     seconds: float | None
     sandbox_seconds: float | None
     output: str
     problems: tuple[str, ...]
+    shown: Shown = ""
+    ran_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A start, and what runs of it since ``since``, in seconds since the epoch (0: nothing any more)."""
+
+    started: Started
+    startup: Startup
+    pod: Pod | None = None
+    container: str = ""
+    log: str = ""
+    since: float = 0.0
 
 
 class ContainerHost(Protocol):
@@ -111,6 +127,21 @@ def describe(probe: Probe) -> str:
     return words
 
 
+def shown_by(probe: Probe, *, runs: bool) -> Shown:
+    """Return what a start has shown that came up by this probe, and still ``runs`` at the last look. Pure."""
+    match probe:
+        case RunningProbe() if runs:
+            return "running"
+        case ExitProbe() | RunningProbe():
+            return "ended"
+        case MountedProbe():
+            return "mounted"
+        case LogProbe():
+            return "logged"
+        case TcpProbe() | HttpProbe() | ExecProbe():
+            return "answered"
+
+
 class Log:
     """Reads a CRI log as it grows: ``<RFC 3339 time> <stream> <P|F> <text>``, P for a piece of a longer line."""
 
@@ -145,7 +176,7 @@ class _Failed(Exception):
 
 
 class Starter:
-    """Starts images in one machine, one after the other.
+    """Starts images in one machine.
 
     ``stretch`` multiplies every time limit; ``logs`` is the folder there for what containers write, ``places`` that for
     what is mounted into them; ``pause`` is the image that pods are made from, which those that only mount an image run
@@ -160,7 +191,12 @@ class Starter:
         self._count = 0
 
     def start(self, reference: str, startup: Startup) -> Started:
-        """Start an image until its probe says up, then stop and remove it.
+        """Start an image until its probe says up, then stop and remove it; raises what ``begin`` does."""
+        begun = self.begin(reference, startup)
+        return self._end(begun, begun.started).started
+
+    def begin(self, reference: str, startup: Startup) -> Begun:
+        """Start an image until its probe says up, and leave it running; ``look_again`` is its end.
 
         Never raises for what the image does; raises MachineError when the machine is gone.
         """
@@ -168,7 +204,7 @@ class Starter:
         if isinstance(startup.up, MountedProbe):
             refused = mounted.refusal(self._cri.version())
         if refused:
-            return Started(None, None, "", (refused,))
+            return Begun(Started(None, None, "", (refused,)), startup)
         self._count += 1
         logs = f"{self._logs}/{self._count}"
         self._guest.check(["mkdir", "-p", logs])
@@ -176,36 +212,65 @@ class Starter:
         try:
             pod = self._cri.run_pod_sandbox(f"verify-{self._count}", log_directory=logs)
         except _RUNTIME_ERRORS as error:
-            return Started(None, None, "", (f"no pod could be started for it: {error.message}",))
+            return Begun(Started(None, None, "", (f"no pod could be started for it: {error.message}",)), startup)
         begun = self._guest.now()
         sandbox_seconds = begun.monotonic - asked.monotonic
-        seconds: float | None = None
-        problems: tuple[str, ...] = ()
-        output = ""
+        run = Begun(Started(None, sandbox_seconds, "", ()), startup, pod, log=f"{logs}/log")
         try:
             if isinstance(startup.up, MountedProbe):
-                seconds, output = self._mount(pod, reference, startup, startup.up.path)
+                at, output = self._mount(pod, reference, startup, startup.up.path)
+                run = replace(run, started=replace(run.started, output=output))
             else:
-                seconds = self._run(pod, reference, startup, f"{logs}/log")
-            seconds -= begun.wall * _NANO
+                run, at = self._run(run, pod, reference)
+            shown = shown_by(startup.up, runs=bool(run.since))
+            run = replace(run, started=replace(run.started, seconds=at - begun.wall * _NANO, shown=shown))
         except _Failed as failure:
-            problems = (str(failure),)
+            return self._end(run, replace(run.started, problems=(str(failure),)))
         except _RUNTIME_ERRORS as error:
-            problems = (f"the runtime could not start it: {error.message}",)
-        finally:
-            output = output or self._output(f"{logs}/log")
-            with suppress(*_RUNTIME_ERRORS):  # the machine is thrown away; what counts has been seen
-                self._cri.stop_pod_sandbox(pod.id)
-                self._cri.remove_pod_sandbox(pod.id)
-        return Started(seconds, sandbox_seconds, output, problems)
+            return self._end(run, replace(run.started, problems=(f"the runtime could not start it: {error.message}",)))
+        except BaseException:
+            self._end(run, run.started)
+            raise
+        return run if run.since else self._end(run, run.started)
+
+    def look_again(self, begun: Begun) -> Started:
+        """Wait until a container has run as long as it is watched, look whether it still does, and remove it."""
+        if not begun.since:
+            return begun.started
+        try:
+            sleep(max(0.0, begun.since + begun.startup.watch - self._guest.now().wall * _NANO))
+            now = self._guest.now().wall * _NANO
+            status = self._cri.container_status(begun.container)
+            if status.state == "running":
+                seen = replace(begun.started, ran_seconds=now - begun.since)
+            elif status.exit_code == 0 and begun.started.shown != "answered":  # what answers is to stay
+                seen = replace(begun.started, shown=shown_by(begun.startup.up, runs=False))
+            else:
+                ran = max(0.0, status.finished - begun.since)
+                ended = f"it was up, and ended with code {status.exit_code}{_why(status)} {ran:.0f} s after its start"
+                seen = replace(begun.started, ran_seconds=ran, problems=(ended,))
+        except _RUNTIME_ERRORS as error:
+            seen = replace(begun.started, problems=(f"the runtime does not say whether it runs: {error.message}",))
+        return self._end(begun, seen).started
+
+    def _end(self, begun: Begun, started: Started) -> Begun:
+        """Keep what a container wrote, and remove it with its pod."""
+        if not begun.pod:
+            return begun
+        started = replace(started, output=started.output or self._output(begun.log))
+        with suppress(*_RUNTIME_ERRORS):  # the machine is thrown away; what counts has been seen
+            self._cri.stop_pod_sandbox(begun.pod.id)
+            self._cri.remove_pod_sandbox(begun.pod.id)
+        return replace(begun, started=started, pod=None, since=0.0)
 
     def _taken_port(self, probe: Probe) -> str:
         if isinstance(probe, TcpProbe | HttpProbe) and self._guest.wait_tcp(probe.port, 0.0).up:
             return f"port {probe.port} is taken by the machine itself, so nothing can be learned from it"
         return ""
 
-    def _run(self, pod: Pod, reference: str, startup: Startup, log: str) -> float:
-        """Return when the container was up, in seconds since the epoch; raises _Failed."""
+    def _run(self, run: Begun, pod: Pod, reference: str) -> tuple[Begun, float]:
+        """Return what runs, and when it was up, in seconds since the epoch; raises _Failed."""
+        startup = run.startup
         deadline = Deadline(startup.timeout * self._stretch, describe(startup.up))
         container = self._cri.create_container(
             pod,
@@ -222,7 +287,7 @@ class Starter:
             timeout=startup.timeout,
         )
         self._cri.start_container(container, timeout=startup.timeout)
-        watch = _Watch(self._guest, startup.up, log, self._stretch, partial(self._ends_well, container))
+        watch = _Watch(self._guest, startup.up, run.log, self._stretch, partial(self._ends_well, container))
         while True:
             looked = monotonic()
             now = self._guest.now().wall * _NANO  # before the state: what runs then has run until this moment
@@ -230,7 +295,8 @@ class Starter:
             cost = monotonic() - looked
             up = watch.up_since(status, now)
             if up is not None:
-                return up
+                is_over = status.state == "exited" and status.exit_code == 0
+                return replace(run, container=container, since=0.0 if is_over else status.started), up
             if status.state == "exited":
                 raise _Failed(f"it ended with code {status.exit_code}{_why(status)} before {describe(startup.up)}")
             if not deadline.left:

@@ -17,12 +17,11 @@ from parbake.machine import base as default_base
 from parbake.machine.vm import boots
 from parbake.verify import within
 from parbake.verify.booted import BootedNode, Kind, identify
+from parbake.verify.company import cautions, start_all
 from parbake.verify.starter import Started, Starter
 from parbake.verify.store import Seen, judge, look
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from parbake.core.events import Events
 
 _IMAGE_ID = re.compile(r"sha256:[0-9a-f]{64}")
@@ -108,6 +107,8 @@ def conclude(seen: Seen, image: ImageToVerify, started: Started | None) -> Image
         pinned=seen.pinned,
         unpacked=seen.unpacked,
         startup=image.startup if started else None,
+        shown=started.shown if started else "",
+        ran_seconds=_rounded(started.ran_seconds if started else None),
         start_seconds=_rounded(started.seconds if started else None),
         sandbox_seconds=_rounded(started.sandbox_seconds if started else None),
         problems=(*problems, *(started.problems if started else ())),
@@ -186,14 +187,21 @@ class Verification:
         images: list[ImageVerdict] = []
         problems: tuple[str, ...] = ()
         warnings: tuple[str, ...] = ()
+        seen: list[tuple[ImageToVerify, Seen]] = []
+        started: dict[str, Started] = {}
         try:
             problems, warnings = self.provide_sandbox()
-            for verdict in self._verdicts():
-                images.append(verdict)  # noqa: PERF402 - what was seen before a failure counts
+            if self.node.is_docker:
+                images += within.prove_docker(self.node.machine, self.plan, self.events)
+            else:
+                seen.extend((image, self._look(image)) for image in self._images())
+                there = [(image.name, image.startup) for image, found in seen if found.target and image.startup]
+                started.update(start_all(self.starter, there, self.events))  # what was seen before a failure counts
         except MachineError as error:
             problems = (*problems, self.node.fault_text(error))
         except (ContainerdError, DeadlineExceeded) as error:
             problems = (*problems, error.message)
+        images += [conclude(found, image, started.get(image.name)) for image, found in seen]
         if not images and not problems:
             problems = ("there is no image in the runtime's store (namespace k8s.io)",)
         return Verdict(
@@ -206,7 +214,7 @@ class Verification:
             base=self.base.name if self.base else "",
             images=tuple(images),
             problems=problems,
-            warnings=warnings,
+            warnings=(*warnings, *cautions(images)),
             hydrate=self._hydrated(),
             verified_at=timestamp(),
         )
@@ -215,11 +223,6 @@ class Verification:
     def emulator(self) -> str:
         """What plays a machine of another architecture than this one's; empty for the same."""
         return self.node.machine.board.qemu if self.platform.architecture != Platform.host().architecture else ""
-
-    def _verdicts(self) -> Iterator[ImageVerdict]:
-        if self.node.is_docker:
-            return within.prove_docker(self.node.machine, self.plan, self.events)
-        return map(self._examine, self._images())
 
     def _hydrated(self) -> HydrateFigures | None:
         """Return what the machine image's hydrate service wrote down; None without one, or without an answer."""
@@ -234,16 +237,11 @@ class Verification:
         records = {record.name: record.target.digest for record in found if record.name not in self._imported}
         return images_in(records, self.node.settings.sandbox)
 
-    def _examine(self, image: ImageToVerify) -> ImageVerdict:
-        name, expected = image.name, image.expected
+    def _look(self, image: ImageToVerify) -> Seen:
+        expected = image.expected
         platform = expected.platform if expected else self.platform
         wanted = expected.manifest.digest if expected else ""
-        seen = look(self.node.client, self.node.cri, name, platform=platform, wanted=wanted)
-        started = None
-        if seen.target is not None and image.startup is not None:
-            with self.events.stage(f"start {name}", f"Start {name}"):
-                started = self.starter.start(name, image.startup)
-        return conclude(seen, image, started)
+        return look(self.node.client, self.node.cri, image.name, platform=platform, wanted=wanted)
 
     def provide_sandbox(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Make sure that pods can be started; return problems and warnings."""

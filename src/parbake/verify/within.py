@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from parbake.core.errors import MachineError
 from parbake.core.model import Image, ImageVerdict, Plan, Startup
 from parbake.core.nodefiles import node_file
+from parbake.verify.starter import shown_by
 
 if TYPE_CHECKING:
     from parbake.core.events import Events
@@ -34,6 +35,7 @@ _TOLD = len("sha256:") + 32
 """Characters of a digest that the program is told: half of it, whose like nobody makes. User data has little room."""
 _NEVER = 1e6  # seconds: nothing starts for so long
 _OUTPUT = 64 << 10  # characters of what an image wrote
+_SEEN = {"exit", "mounted"}  # what also shows where no probe is asked: on Bottlerocket
 _EACH = 60.0  # seconds beyond an image's own limit
 
 
@@ -69,15 +71,18 @@ def proof(reference: str, digest: str, said: Mapping[str, Any] | None, startup: 
     if said is None:
         return ImageVerdict(reference=reference, problems=("the machine did not report on it",))
     try:
-        started, sandbox = said.get("start_seconds"), said.get("sandbox_seconds")
-        if not all(seconds is None or 0 <= seconds < _NEVER for seconds in (started, sandbox)):
-            raise ValueError(started, sandbox)
+        started, sandbox, ran = (said.get(name) for name in ("start_seconds", "sandbox_seconds", "ran_seconds"))
+        if not all(seconds is None or 0 <= seconds < _NEVER for seconds in (started, sandbox, ran)):
+            raise ValueError(started, sandbox, ran)
+        how = startup if startup is None or said.get("asked", True) or startup.up.kind in _SEEN else Startup()
         return ImageVerdict(
             reference=reference,
             digest=digest,
             pinned=said["pinned"],
             unpacked=started is not None,
             startup=startup,
+            shown=shown_by(how.up, runs=ran is not None) if how and started is not None else "",
+            ran_seconds=ran,
             start_seconds=started,
             sandbox_seconds=sandbox,
             problems=tuple(said["problems"]),
@@ -104,14 +109,15 @@ def prove_docker(machine: Machine, plan: Plan | None, events: Events) -> Iterato
     Raises MachineError where the machine cannot tell.
     """
     if plan:
-        subjects = [(image.target.digest, subject(image, plan)) for image in plan.images]
+        told = [(image.target.digest, subject(image, plan)) for image in plan.images]
     else:
-        subjects = [("", each) for each in all_subjects(machine)]
+        told = [("", each) for each in all_subjects(machine)]
     machine.guest.check(["sh", "-c", f"mkdir -p {_FOLDER} && cat >{_FOLDER}/prove.py"], stdin=program().encode())
-    for digest, each in subjects:
-        name, start = str(each["names"][0]), each["start"]
-        with events.stage(f"start {name}", f"Start {name}"):
-            yield proof(name, digest, _ask(machine, each, start["timeout"]), Startup.model_validate(start))
+    with events.stage("start", f"Start {', '.join(each['names'][0] for _, each in told)}"):
+        said = _ask(machine, [each for _, each in told])
+    for digest, each in told:
+        name = str(each["names"][0])
+        yield proof(name, digest, said.get(name), Startup.model_validate(each["start"]))
 
 
 def all_subjects(machine: Machine) -> Iterator[dict[str, Any]]:
@@ -128,16 +134,22 @@ def all_subjects(machine: Machine) -> Iterator[dict[str, Any]]:
         }
 
 
-def _ask(machine: Machine, asked: Mapping[str, Any], seconds: float) -> Mapping[str, Any] | None:
-    stretched = {**asked, "start": {**asked["start"], "timeout": seconds * machine.stretch}}
+def longest(startups: Iterable[Startup]) -> float:
+    """Return how many seconds starts may take: each once, once more alone, and as long as it is watched. Pure."""
+    return sum(2 * (each.timeout + each.watch) for each in startups)
+
+
+def _ask(machine: Machine, subjects: Sequence[dict[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    limit = longest(Startup.model_validate(each["start"]) for each in subjects) + _EACH * len(subjects)
+    for each in subjects:
+        each["start"]["timeout"] *= machine.stretch
     path = f"{_FOLDER}/subjects"
-    machine.guest.check(["sh", "-c", f"cat >{path}"], stdin=json.dumps([stretched]).encode())
-    said = machine.guest.check(
-        ["python3", f"{_FOLDER}/prove.py", "docker", path], timeout=(seconds + _EACH) * machine.stretch
-    )
-    lines: Sequence[str] = [line for line in said.splitlines() if line.startswith("proved ")]
+    machine.guest.check(["sh", "-c", f"cat >{path}"], stdin=json.dumps(subjects).encode())
+    said = machine.guest.check(["python3", f"{_FOLDER}/prove.py", "docker", path], timeout=limit * machine.stretch)
     try:
-        found: Mapping[str, Any] = json.loads(lines[-1].partition(" ")[2])
-    except (IndexError, ValueError, RecursionError) as error:
+        proofs = [json.loads(line.partition(" ")[2]) for line in said.splitlines() if line.startswith("proved ")]
+        if not proofs:
+            raise ValueError(said)
+        return {str(each["name"]): each for each in proofs}
+    except (LookupError, TypeError, ValueError, RecursionError) as error:
         raise MachineError(f"the verification program failed: {said[-500:]}") from error
-    return found

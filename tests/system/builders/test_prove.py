@@ -117,7 +117,7 @@ def newer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
 
 
 def startup(**fields: Any) -> Startup:
-    return Startup.model_validate(fields)
+    return Startup.model_validate({"watch": 0.2, **fields})
 
 
 def test_an_image_starts_by_each_probe(node: Node) -> None:
@@ -162,6 +162,15 @@ def test_what_does_not_start_says_why(node: Node) -> None:
     proof = node.prove(APP, startup(up={"kind": "log", "pattern": "never"}, timeout=1))
     assert proof["problems"] == ["not up within 1 s"]
     assert proof["output"] == "ready"
+
+
+def test_what_crashes_while_it_is_watched_fails_and_what_still_runs_says_how_long(node: Node) -> None:
+    script = {"command": ("/bin/busybox", "sh", "-c"), "up": {"kind": "running", "seconds": 0.2}, "watch": 2.5}
+    crashed = node.prove(APP, startup(**script, args=("echo no database; busybox sleep 1; exit 7",)))
+    assert crashed["problems"] == ["it was up, and ended with code 7 (Error) 1 s after its start"]
+    assert crashed["output"] == "no database"
+    runs = node.prove(APP, startup(**script, args=("exec busybox sleep 1000",)))
+    assert (runs["problems"], runs["ran_seconds"] >= 2.5) == ([], True)
 
 
 def test_a_port_of_the_machines_own_proves_nothing(node: Node) -> None:

@@ -17,6 +17,7 @@ from parbake.core.model import (
     ImageVerdict,
     Plan,
     Platform,
+    RunningProbe,
     TcpProbe,
     Verdict,
 )
@@ -30,8 +31,8 @@ __all__ = ["default_base"]
 pytestmark = pytest.mark.root
 
 SANDBOX = "registry.test/pause:9"
-GOOD, BROKEN, MUTE, LOOSE, LAZY, OTHER, NONE = (
-    f"registry.test/{name}:1" for name in ("good", "broken", "mute", "loose", "lazy", "other", "none")
+GOOD, BROKEN, LATE, MUTE, LOOSE, LAZY, OTHER, NONE = (
+    f"registry.test/{name}:1" for name in ("good", "broken", "late", "mute", "loose", "lazy", "other", "none")
 )
 
 
@@ -60,8 +61,9 @@ def verdict(default_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Ver
         images=(
             described(made, GOOD, ends),
             described(made, BROKEN),
+            described(made, LATE, shell("echo no database; sleep 2; exit 4", up=RunningProbe(seconds=0.2), watch=3)),
             described(made, MUTE, shell("sleep 1000", up=TcpProbe(port=9), timeout=1)),
-            described(loose, LOOSE, shell("sleep 1000")),
+            described(loose, LOOSE, shell("sleep 1000", watch=0.2)),
             described(lazy, LAZY, ends),
             described(layered, OTHER, ends),
             described(made, NONE),
@@ -70,7 +72,7 @@ def verdict(default_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Ver
         size=256 << 20,
     )
     with filling(volume, plan.size) as client:
-        for name in (GOOD, BROKEN, MUTE, OTHER):
+        for name in (GOOD, BROKEN, LATE, MUTE, OTHER):
             fill(client, name, made)
         fill(client, LOOSE, loose)
         client.images.put(LOOSE, loose.manifest, {next(iter(PINNED)): ""})
@@ -100,6 +102,11 @@ def test_a_bad_image_fails_with_its_own_words(image: Callable[[str], ImageVerdic
     [problem] = image(BROKEN).problems
     assert problem.startswith("it ended with code 7")
     assert image(BROKEN).output == "no such file: settings"
+
+
+def test_what_crashes_after_it_was_up_is_looked_at_once_more(image: Callable[[str], ImageVerdict]) -> None:
+    assert image(LATE).problems == ("it was up, and ended with code 4 (Error) 2 s after its start",)
+    assert image(LATE).output == "no database"
 
 
 def test_what_never_listens_is_not_up(image: Callable[[str], ImageVerdict]) -> None:

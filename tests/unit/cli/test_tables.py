@@ -36,12 +36,14 @@ FILE = plan(
     size_is_fixed=True,
 )
 GOOD = ImageVerdict(
-    reference="registry.example/a:1", digest=digest("a"), pinned=True, unpacked=True, start_seconds=1.26
-)
+    reference="registry.example/a:1", digest=digest("a"), pinned=True, unpacked=True, start_seconds=1.26,
+    shown="answered", ran_seconds=12.4,
+)  # fmt: skip
+RAN = GOOD.model_copy(update={"reference": "registry.example/c:1", "shown": "running"})
 PAUSED = ImageVerdict(reference=str(PAUSE.reference), digest=PAUSE.target.digest, pinned=True, unpacked=True)
 BAD = ImageVerdict(reference="registry.example/b:1", problems=("it ended with code 7", "it is not pinned"))
 WARNED = Verdict(passed=True, accelerator="kvm", boot_seconds=5.0, images=(GOOD,), warnings=("it has no pause image",))
-PASSED = Verdict(passed=True, accelerator="kvm", boot_seconds=6.04, images=(GOOD, PAUSED))
+PASSED = Verdict(passed=True, accelerator="kvm", boot_seconds=6.04, images=(GOOD, RAN, PAUSED))
 FAILED = Verdict(
     passed=False, accelerator="tcg", boot_seconds=61.0, images=(GOOD, BAD), problems=("something else is wrong",)
 )

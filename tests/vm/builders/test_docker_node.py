@@ -69,7 +69,7 @@ def outcome(default_base: Path, tmp_path_factory: pytest.TempPathFactory, addres
         patch.setenv("PARBAKE_CACHE", str(folder / "cache"))
         path = bakefile(
             folder / "here",
-            [{"reference": f"{registry.host}/team/app:1", "startup": {"up": {"log": "^app is ready"}}}],
+            [{"reference": f"{registry.host}/team/app:1", "startup": {"up": {"log": "^app is ready"}, "watch": "1s"}}],
             builder="qemu",
             base={"file": str(lean_node(default_base, folder / "node.raw", docker_node))},
             artefact="raw",

@@ -32,6 +32,7 @@ from parbake.core.errors import AwsError, BakeFailed, DeadlineExceeded, InputErr
 from parbake.core.model import GIB, Family, Plan, RegistryOptions, Verdict
 from parbake.core.timestamps import timestamp
 from parbake.verify import within
+from parbake.verify.company import cautions
 
 _LOGINS = {"docker", "environment"}  # of a registry's `credentials`
 _VERIFY_LIMIT = 1800.0  # seconds; each image's own time limit comes on top
@@ -306,7 +307,7 @@ class _Run:
 
     @property
     def _proof_limit(self) -> float:
-        return _VERIFY_LIMIT + sum(each.startup.timeout if each.startup else 120 for each in self.plan.images)
+        return _VERIFY_LIMIT + within.longest(self.plan.startups.values())
 
     # -- what becomes of it
 
@@ -349,6 +350,6 @@ def _verdict(plan: Plan, console: Console, tail: str) -> Verdict:
         runtime=next((str(said["runtime"]) for said in console.proved.values() if "runtime" in said), ""),
         images=images,
         problems=problems,
-        warnings=tuple(console.warnings),
+        warnings=(*console.warnings, *cautions(images)),
         verified_at=timestamp(),
     )

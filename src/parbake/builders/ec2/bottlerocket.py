@@ -23,6 +23,7 @@ from parbake.core.events import Events
 from parbake.core.families import BOTTLEROCKET
 from parbake.core.model import Family, Image, Plan, RegistryOptions, Startup
 from parbake.core.run import Deadline
+from parbake.verify import within
 
 FAMILY: Family = "Bottlerocket"
 DEVICE = BOTTLEROCKET.data
@@ -38,7 +39,6 @@ _STOP_LIMIT = 900.0  # seconds for a shutdown
 _SHORT = 600.0  # seconds for a step that pulls nothing
 _NUMBERS = 1000  # lines that one step may say
 _OVER = {"Success", "Failed", "Cancelled", "TimedOut"}
-_RUNNING_SECONDS = 5  # how long a start is watched where nothing else says that it is up
 _AGENT_HINT = (
     "Systems Manager is the only way to Bottlerocket: the role of `aws.instance_profile` needs what `parbake iam` "
     "prints (or AmazonSSMManagedInstanceCore), and the subnet a way to ssm, ssmmessages and ec2messages, and to the "
@@ -98,20 +98,20 @@ def steps(plan: Plan, run: str, mode: Mode, limit: float) -> Iterator[tuple[str,
         yield "seal", _SHORT, script("finish", last=True)
         return
     for image in plan.all_images:
-        seconds, last = (image.startup or Startup()).timeout + _SHORT, image == plan.all_images[-1]
+        seconds, last = within.longest([image.startup or Startup()]) + _SHORT, image == plan.all_images[-1]
         yield f"start {image.reference}", seconds, script("subjects", *_subject(image, plan), last=last)
 
 
 def _subject(image: Image, plan: Plan) -> list[str]:
     """Return a function that proves an image, and says what of its ``startup`` is not looked at."""
     startup, up = image.startup or Startup(), "running"
-    seconds, said = math.ceil(min(startup.timeout, _RUNNING_SECONDS)), ""
+    seconds, said = math.ceil(startup.watch), ""
     if startup.up.kind == "exit":
         up, seconds = "exit", math.ceil(startup.timeout)
     elif startup.up.kind == "mounted":
         up = "mounted"
     elif startup.up.kind == "running":
-        seconds = math.ceil(startup.up.seconds)
+        seconds = max(seconds, math.ceil(startup.up.seconds))
     else:
         said = f"its startup asks for {startup.up.kind}: on Bottlerocket it only has to run for {seconds} s"
     options = _options(startup)

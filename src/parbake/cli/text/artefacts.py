@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from parbake import records
 from parbake.cli.text.tables import table, wrapped
-from parbake.core.model import Image, Plan, Published, TraceSummary, Verdict
+from parbake.core.model import Image, ImageVerdict, Plan, Published, TraceSummary, Verdict
 from parbake.core.plan import measure
 from parbake.core.printable import word
 from parbake.core.timestamps import timestamp
@@ -273,14 +273,21 @@ def verdict_table(verdict: Verdict) -> str:
             "yes" if image.pinned else "no",
             "yes" if image.unpacked else "no",
             seconds(image.start_seconds),
-            "FAILED" if image.problems else "ok",
-            image.problems,
+            "FAILED" if image.problems else _SHOWN.get(image.shown, image.shown or "ok"),
+            image.problems or _ran(image),
         )
         for image in verdict.images
     )
     if verdict.images:
         lines.append(table(rows, header=("image", "digest", "pinned", "unpacked", "start", "verdict"), notes=True))
     return "\n".join([*lines, *(f"warning: {word(warning)}" for warning in verdict.warnings)])
+
+
+_SHOWN = {"running": "ran", "logged": "wrote"}
+
+
+def _ran(image: ImageVerdict) -> tuple[str, ...]:
+    return (f"it ran for {image.ran_seconds or 0:.0f} s; nothing was asked of it",) * (image.shown == "running")
 
 
 _MOST_FILES = 10
