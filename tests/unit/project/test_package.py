@@ -45,3 +45,10 @@ def test_nothing_says_to_install_parbake_by_its_name() -> None:
     for path in files:
         if path.is_file() and "__pycache__" not in path.parts:
             assert _BY_NAME.findall(path.read_text(errors="replace")) == [], path.relative_to(ROOT)
+
+
+def test_no_version_with_a_known_vulnerability_may_be_installed() -> None:
+    """The lowest versions that are free of published ones, as of the last look at each."""
+    lowest = dict(re.findall(r'^  "([\w-]+)>=([\d.]+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
+    for name, fixed in {"cryptography": (50,), "urllib3": (2, 7)}.items():
+        assert tuple(map(int, lowest[name].split("."))) >= fixed, name
