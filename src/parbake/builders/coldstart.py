@@ -68,15 +68,25 @@ def rehearse_disk(image: Path, plan: Plan, events: Events, work: Path, where: Re
     return trace
 
 
-def prepare(disk: Disk, plan: Plan, work: Path, *, events: Events, where: RehearsalPlace, layout: bool = True) -> Disk:
+def prepare(
+    disk: Disk,
+    plan: Plan,
+    work: Path,
+    *,
+    events: Events,
+    where: RehearsalPlace,
+    layout: bool = True,
+    proven: bool = False,
+) -> Disk:
     """Rehearse a disk that is being baked, and let its cold starts profit from that; return it with its trace.
 
     A volume is laid out hot-first (``layout``; ext4 only), and rehearsed again as it is then. So are the files of a
     machine image's root, whose trace follows from what moved; the image gets the hydrate service with the list of the
     blocks that its boot and its images' starts read. A disk that is ``final`` is rehearsed as it is. A machine that
     cannot rehearse is a warning for a volume, which is complete without; for a machine image, and where a user says
-    ``where``, it raises EnvironmentProblem. What is for another architecture is left as it is, with a warning. Raises
-    MachineError when a machine does not boot.
+    ``where``, it raises EnvironmentProblem. What is to be ``proven`` next is not laid out any more once an image failed
+    here. What is for another architecture is left as it is, with a warning. Raises MachineError when a machine does not
+    boot.
     """
     if disk.trace is not None:
         return disk
@@ -86,29 +96,32 @@ def prepare(disk: Disk, plan: Plan, work: Path, *, events: Events, where: Rehear
             "of it starts here. `parbake trace` records one on a node, `parbake trace RECORD --trace FILE` brings it"
         )
         return disk
-    if plan.artefact.kind == "volume":
-        return _laid_out(disk, plan, work, events=events, where=where, layout=layout and not disk.final)
-    if disk.final:
+    is_volume = plan.artefact.kind == "volume"
+    if disk.final and not is_volume:
         events.warn(
             "no start-up trace: this machine image was baked by an earlier run, without the hydrate service; "
             "`parbake bake --force --rehearse` makes one that has it"
         )
         return disk
-    trace = rehearse_disk(disk.path, plan, events, work, where)
-    return replace(disk, trace=_install(disk.path, plan, trace, events, work, layout=layout))
+    try:
+        trace = rehearse_disk(disk.path, plan, events, work, where)
+    except EnvironmentProblem as error:
+        if where.asked or not is_volume:
+            raise
+        events.warn(f"no start-up trace: {error.message} ({error.hint})")
+        return disk
+    fails = proven and bool(trace.failed)
+    if is_volume and not fails:
+        return _laid_out(disk, plan, trace, work, events=events, where=where, layout=layout and not disk.final)
+    return replace(disk, trace=trace if fails else _install(disk.path, plan, trace, events, work, layout=layout))
 
 
-def _laid_out(built: Disk, plan: Plan, work: Path, *, events: Events, where: RehearsalPlace, layout: bool) -> Disk:
+def _laid_out(
+    built: Disk, plan: Plan, trace: Trace, work: Path, *, events: Events, where: RehearsalPlace, layout: bool
+) -> Disk:
     from parbake.machine.ext4 import Volume, lay_out  # loads only where something is built
 
     (again := work / "laid-out").mkdir()
-    try:
-        trace = rehearse_disk(built.path, plan, events, work, where)
-    except EnvironmentProblem as error:
-        if where.asked:
-            raise
-        events.warn(f"no start-up trace: {error.message} ({error.hint})")
-        return built
     asked = requests(trace)
     if not layout or plan.artefact.filesystem != "ext4" or not asked:
         return replace(built, trace=trace) if built.final else _with_list(built, plan, trace, work, events)

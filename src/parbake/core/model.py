@@ -416,7 +416,8 @@ class Verdict(Frozen):
 
     A machine that resumed, as those for volumes do in emulation, counts the boot that it was kept after;
     ``resumed_seconds`` is what it took this time (null: it booted).
-    The accelerator ``ec2`` was a launch there; with ``none`` nothing was booted. ``emulator`` played a machine of
+    The accelerator ``ec2`` was a launch there; with ``rehearsal`` an image had failed in that already, and with
+    ``none`` nothing was booted. ``emulator`` played a machine of
     another architecture than the one that verified, such as ``qemu-system-aarch64`` (empty: the same). ``runtime``
     started the images, such as ``containerd 2.2.4``; ``base`` is the file name of the node's
     image that a volume was attached to, empty for the default base. ``intact`` says whether the bytes are those that
@@ -426,7 +427,7 @@ class Verdict(Frozen):
 
     passed: bool
     intact: bool | None = None
-    accelerator: Literal["kvm", "tcg", "ec2", "none"]
+    accelerator: Literal["kvm", "tcg", "ec2", "rehearsal", "none"]
     emulator: str = ""
     boot_seconds: float | None = None
     resumed_seconds: float | None = None
@@ -474,7 +475,8 @@ class TraceSummary(Frozen):
     ``digest`` is the SHA-256 of that file: no other one is taken for it. Bytes, and seconds of each traced start with
     cold caches; ``hot_bytes`` is what a node must load of the ``volume_bytes``, in whole blocks of ``block_bytes``;
     ``scattered_blocks`` is how many that were before the volume was laid out by what starts read (0: it was not).
-    ``stages`` are those of each start with their seconds; ``skipped`` says why an image was not traced.
+    ``stages`` are those of each start with their seconds; ``skipped`` says why an image was not traced,
+    and ``failed`` which of these would not start on a node either.
     """
 
     file: str = ""
@@ -492,3 +494,4 @@ class TraceSummary(Frozen):
     seconds: dict[str, float] = Field(default_factory=dict)
     stages: dict[str, dict[str, float]] = Field(default_factory=dict)
     skipped: dict[str, str] = Field(default_factory=dict)
+    failed: tuple[str, ...] = ()

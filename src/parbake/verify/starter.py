@@ -58,7 +58,8 @@ class Started:
 
     ``seconds`` are from the request to the runtime until up (None: never), ``sandbox_seconds`` what the sandbox took
     before that; ``output`` is the end of what the container wrote. ``shown`` and ``ran_seconds`` are those of
-    ``ImageVerdict``, as far as it has been looked at.
+    ``ImageVerdict``, as far as it has been looked at. ``by_itself``: the image ended, or was not up in its time; what
+    keeps a runtime from starting it, or the kernel ends for its memory, says nothing about it.
     """
 
     seconds: float | None
@@ -67,6 +68,7 @@ class Started:
     problems: tuple[str, ...]
     shown: Shown = ""
     ran_seconds: float | None = None
+    by_itself: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +174,11 @@ def shorten(output: str) -> str:
 
 
 class _Failed(Exception):
-    """The container will not be up any more."""
+    """The container will not be up any more; ``by_itself`` is that of ``Started``."""
+
+    def __init__(self, words: str, *, by_itself: bool = False) -> None:
+        super().__init__(words)
+        self.by_itself = by_itself
 
 
 class Starter:
@@ -225,7 +231,7 @@ class Starter:
             shown = shown_by(startup.up, runs=bool(run.since))
             run = replace(run, started=replace(run.started, seconds=at - begun.wall * _NANO, shown=shown))
         except _Failed as failure:
-            return self._end(run, replace(run.started, problems=(str(failure),)))
+            return self._end(run, replace(run.started, problems=(str(failure),), by_itself=failure.by_itself))
         except _RUNTIME_ERRORS as error:
             return self._end(run, replace(run.started, problems=(f"the runtime could not start it: {error.message}",)))
         except BaseException:
@@ -298,9 +304,11 @@ class Starter:
                 is_over = status.state == "exited" and status.exit_code == 0
                 return replace(run, container=container, since=0.0 if is_over else status.started), up
             if status.state == "exited":
-                raise _Failed(f"it ended with code {status.exit_code}{_why(status)} before {describe(startup.up)}")
+                ended = f"it ended with code {status.exit_code}{_why(status)} before {describe(startup.up)}"
+                raise _Failed(ended, by_itself=status.reason != "OOMKilled")
             if not deadline.left:
-                raise _Failed(f"not up within {deadline.seconds:.0f} s: waited until {describe(startup.up)}")
+                late = f"not up within {deadline.seconds:.0f} s: waited until {describe(startup.up)}"
+                raise _Failed(late, by_itself=True)
             # A look takes the guest's time, in emulation a lot: it must not slow what it looks at, and there are fewer.
             # What listens is waited for in the guest, and at once again.
             pause = max(_POLL * self._stretch, cost)

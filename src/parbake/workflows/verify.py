@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 from parbake import records
 from parbake.core.errors import InputError, VerificationFailed
 from parbake.core.events import Events
-from parbake.core.model import Plan, Verdict
+from parbake.core.model import ImageVerdict, Plan, TraceSummary, Verdict
 from parbake.core.printable import word
 from parbake.core.signing import Signer
+from parbake.core.timestamps import timestamp
 from parbake.core.workspace import cache_folder, work_folder
 from parbake.machine import disk
 from parbake.records import Record, genuine
@@ -24,6 +25,7 @@ from parbake.workflows.startup import started_as
 
 if TYPE_CHECKING:
     from parbake.bakefile import Bakefile
+    from parbake.coldstart.trace import Trace
     from parbake.records.store import Shared
 
 
@@ -47,6 +49,18 @@ def boot(events: Events, artefact: Path, plan: Plan, folder: Path, base: Path | 
     from parbake.verify import verify
 
     return verify(artefact, plan, events=events, folder=folder, cache=cache_folder(), base=base)
+
+
+def seen_in_rehearsal(trace: Trace | TraceSummary | None, plan: Plan) -> Verdict:
+    """Return the verdict on a plan some of whose images failed in its rehearsal; no other was looked at."""
+    assert trace
+    images = (
+        ImageVerdict(
+            reference=name, startup=plan.startups.get(name), problems=(f"in the rehearsal, {trace.skipped[name]}",)
+        )
+        for name in trace.failed
+    )
+    return Verdict(passed=False, accelerator="rehearsal", images=tuple(images), verified_at=timestamp())
 
 
 def examine(
@@ -147,6 +161,11 @@ def judge(artefact: Path, verdict: Verdict | None) -> None:
     hint = "correct the image or its `startup` in the Bakefile and bake again; the record keeps this verdict"
     if verdict.intact is False:
         hint = "bake it again: `parbake bake --force`"
+    elif verdict.accelerator == "rehearsal":
+        hint = (
+            "correct the image or its `startup` in the Bakefile and bake again; if you expect it to start on a node, "
+            "`parbake bake --no-rehearse` boots a machine for it"
+        )
     elif verdict.accelerator == "none":
         hint = "try it on a node; its record stays as it was"
     raise VerificationFailed(

@@ -69,15 +69,22 @@ def test_what_three_services_lack_is_named_mended_and_proven(
     assert len(planned["images"]) == 3
     bake = ("bake", "-f", bakefile, "--no-rehearse", "--json")
     lacks = ("LEDGER_DSN is not set", "API_URL is not set", "No module named 'sklearn'")
-    parbake(*bake).refused(3, "VerificationFailed", *lacks)
+    says = (f"{host}/shop/ledger:1: in the rehearsal, it ended with code 1", *lacks)
+    known = parbake("bake", "-f", bakefile, "--rehearse-in", "host", "--json")
+    known.refused(3, "VerificationFailed", *says, hint="`parbake bake --no-rehearse` boots a machine for it")
+    [listed] = parbake("list", "-f", bakefile, "--json").good()
+    assert (listed["verified"], listed["verdict"]["accelerator"]) == (False, "rehearsal"), "nothing was booted"
     assert parbake("lint", services, "-f", bakefile).code == 3
 
     text = bakefile.read_text().replace("/scores:1", "/scores:2").replace("#env:", "env:")
     text = text.replace("#LEDGER_DSN: ''", "LEDGER_DSN: none").replace("#API_URL: ''", "API_URL: http://none")
+    text = text.replace("      up:", "      watch: 1s\n      up:")
     bakefile.write_text(text.replace("#startup:", "startup:"))
     services.write_text(manifests(host, "2"))
     record = parbake(*bake).good()
     assert record["verified"]
+    shown = {each["reference"].rpartition("/")[2]: each["shown"] for each in record["verdict"]["images"]}
+    assert shown.items() >= {"ledger:1": "answered", "web:1": "answered", "scores:2": "running"}.items()
     assert parbake("lint", services, "-f", bakefile).code == 0
     shown = parbake("rollout", "-f", bakefile, "--dry-run", "--json").good()
     [target] = shown["targets"]

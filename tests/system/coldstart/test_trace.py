@@ -279,6 +279,7 @@ def test_an_image_that_does_not_start_or_takes_too_much_is_skipped(
     assert "ended with code 1" in told["skipped"][f"{registry.host}/team/one:1"]
     assert "ended with code 137 (OOMKilled)" in told["skipped"][f"{registry.host}/team/three:1"]
     assert "all of the 128 MiB of memory" in told["skipped"][f"{registry.host}/team/three:1"]
+    assert told["failed"] == [f"{registry.host}/team/one:1"], "a limit of this machine says nothing about an image"
     assert list(told["seconds"]) == [f"{registry.host}/team/two:1"]
     # A trace of another file system is refused, one of its own is taken.
     kept = artefact.with_name(artefact.name + ".trace").rename(tmp_path / "own.trace")

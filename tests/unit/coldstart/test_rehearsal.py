@@ -10,7 +10,8 @@ from typing import Any, cast
 
 import pytest
 
-from parbake.coldstart.rehearsal import machine
+from parbake.coldstart.rehearsal import NotStarted, machine
+from parbake.coldstart.rehearsal.cold_start import stages_of
 from parbake.coldstart.rehearsal.machine import TracedStarts, TraceWindow, parts_of, start_all
 from parbake.coldstart.trace import Read
 from parbake.core.errors import MachineError
@@ -113,6 +114,15 @@ def test_who_reads_without_end_is_skipped_and_not_cut_short() -> None:
     parts, skipped = parts_of(TracedStarts(windows, {}), READS, 11.0, 0, 4096)
     assert [part.name for part in parts] == [APP]
     assert skipped == {OTHER: "it read more often than a trace can hold"}
+
+
+@pytest.mark.parametrize(
+    ("by_itself", "exceeded", "finding"), [(True, "", True), (True, "its memory", False), (False, "", False)]
+)
+def test_what_a_limit_of_this_machine_ended_is_no_finding(by_itself: bool, exceeded: str, finding: bool) -> None:
+    with pytest.raises(NotStarted) as caught:
+        stages_of({}, Started(None, 0.1, "", ("it ended with code 1",), by_itself=by_itself), exceeded)
+    assert caught.value.by_itself is finding
 
 
 def test_a_clock_that_was_set_back_is_no_error() -> None:

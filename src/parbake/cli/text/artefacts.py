@@ -264,6 +264,8 @@ def verdict_table(verdict: Verdict) -> str:
     how = ", ".join(filter(None, (verdict.accelerator, verdict.emulator)))
     boot, resumed = verdict.boot_seconds, verdict.resumed_seconds
     lines = [f"booted in {seconds(boot)} ({how})" if boot else "not booted"]
+    if verdict.accelerator == "rehearsal":
+        lines = ["not booted: in the rehearsal, an image failed already"]
     if boot and resumed:
         lines = [f"resumed in {seconds(resumed)} ({how}) from a machine that had booted in {seconds(boot - resumed)}"]
     rows = (

@@ -25,7 +25,11 @@ _POLL = 0.005
 
 
 class NotStarted(Exception):
-    """An image did not start; the text says why."""
+    """An image did not start; the text says why. ``by_itself``: it would not on a node either (``Started``)."""
+
+    def __init__(self, words: str, *, by_itself: bool = False) -> None:
+        super().__init__(words)
+        self.by_itself = by_itself
 
 
 def cold_start(
@@ -70,7 +74,8 @@ def stages_of(before: dict[str, float], started: Started, exceeded: str = "") ->
     """Return the seconds of all stages of a start; raises NotStarted with all that is known of why it is none."""
     if started.seconds is None:
         last = started.output.strip().splitlines()[-1:]
-        raise NotStarted("; ".join(filter(None, [*started.problems, *last, exceeded])))
+        words = "; ".join(filter(None, [*started.problems, *last, exceeded]))
+        raise NotStarted(words, by_itself=started.by_itself and not exceeded)  # a limit is of this machine alone
     stages = before | {"sandbox": started.sandbox_seconds or 0.0, "start": started.seconds}
     return {stage: round(seconds, 3) for stage, seconds in stages.items()}
 

@@ -60,11 +60,15 @@ class TraceWindow:
 
 @dataclass(frozen=True, slots=True)
 class TracedStarts:
-    """What was started in a machine, what was not and why, and how a volume's disk was marked (``mark``)."""
+    """What was started in a machine, what was not and why, and how a volume's disk was marked (``mark``).
+
+    ``failed`` are those of the skipped that would not start on a node either.
+    """
 
     windows: list[TraceWindow]
     skipped: dict[str, str]
     marks: tuple[int, ...] = ()
+    failed: list[str] = field(default_factory=list)
 
 
 def rehearse_machine(image: Path, plan: Plan, events: Events, work: Path, base: Path | None = None) -> Trace:
@@ -101,6 +105,8 @@ def start_all(verification: Verification, plan: Plan) -> TracedStarts:
                 found.windows.append(_start(verification, plan, image))
             except NotStarted as error:
                 found.skipped[str(image.reference)] = str(error)
+                if error.by_itself:
+                    found.failed.append(str(image.reference))
     return found
 
 
@@ -151,6 +157,7 @@ def trace_of(image: Path, plan: Plan, log: Path, starts: TracedStarts, work: Pat
         made_at=timestamp(),
         parts=parts,
         skipped={name: reason[:2000] for name, reason in skipped.items()},
+        failed=tuple(starts.failed),
         **of_files,
     )
 

@@ -29,7 +29,7 @@ def rehearse_volume(artefact: Path, plan: Plan, events: Events, work: Path) -> T
     by itself is skipped, with the reason in the trace. Raises EnvironmentProblem where this machine cannot trace.
     """
     filesystem, uuid = identify(artefact)
-    parts, skipped = [], {}
+    parts, skipped, failed = [], {}, []
     if plan.platform.architecture != Platform.host().architecture:
         why = f"it is for {plan.platform} and this machine is {Platform.host()}: record a trace on a node"
         skipped = {str(image.reference): why for image in plan.images}
@@ -42,6 +42,8 @@ def rehearse_volume(artefact: Path, plan: Plan, events: Events, work: Path) -> T
                     parts.append(_trace(artefact, plan, image, work / f"rehearsal{number}", filesystem, events))
                 except (NotStarted, Overrun) as error:
                     skipped[str(image.reference)] = str(error)
+                    if isinstance(error, NotStarted) and error.by_itself:
+                        failed.append(str(image.reference))
         of_files = _owners(artefact, parts, work / "owners", filesystem)
     return Trace(
         uuid=uuid,
@@ -51,6 +53,7 @@ def rehearse_volume(artefact: Path, plan: Plan, events: Events, work: Path) -> T
         made_at=timestamp(),
         parts=tuple(parts),
         skipped={name: reason[:2000] for name, reason in skipped.items()},
+        failed=tuple(failed),
         **of_files,
     )
 

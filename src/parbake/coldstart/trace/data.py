@@ -69,7 +69,8 @@ class HotEntry(NamedTuple):
 class Trace(Frozen):
     """A start-up trace of the file system ``uuid`` of ``size`` bytes.
 
-    ``skipped`` says of images that were not traced why. ``files`` are what was read, first touch first. What belongs to
+    ``skipped`` says of images that were not traced why; ``failed`` are those of them that ended by themselves or were
+    not up in their time, as they would on a node. ``files`` are what was read, first touch first. What belongs to
     no file is ``metadata``: offset and length in bytes on the device, first touch first. ``scattered`` is how many
     blocks of 512 KiB the same starts read before the file system was laid out by them, 0 where it was not.
     """
@@ -82,6 +83,7 @@ class Trace(Frozen):
     made_at: Annotated[str, StringConstraints(max_length=40)] = ""
     parts: tuple[Part, ...] = ()
     skipped: dict[str, Line] = Field(default_factory=dict)
+    failed: tuple[Line, ...] = ()
     files: tuple[HotEntry, ...] = ()
     metadata: tuple[tuple[Bytes, Annotated[int, Field(gt=0, lt=_LARGEST * SECTOR)]], ...] = ()
     scattered: int = Field(default=0, ge=0)
@@ -162,6 +164,7 @@ def summary(trace: Trace, *, file: str = "") -> TraceSummary:
         seconds={part.name: part.seconds for part in trace.parts if part.seconds is not None},
         stages={part.name: part.stages for part in trace.parts if part.stages},
         skipped=trace.skipped,
+        failed=trace.failed,
         digest=hashlib.sha256(_text(trace)).hexdigest(),
     )
 

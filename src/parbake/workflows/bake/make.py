@@ -25,7 +25,7 @@ from parbake.builders import (
 from parbake.core import access, interrupts
 from parbake.core.errors import InputError, VerificationFailed
 from parbake.core.events import Events
-from parbake.core.model import Image, Plan, Published
+from parbake.core.model import Image, Plan, Published, TraceSummary, Verdict
 from parbake.core.run import need_root
 from parbake.core.signing import Signer
 from parbake.core.sources import LayerSource
@@ -36,7 +36,7 @@ from parbake.workflows.bake import ancestry
 from parbake.workflows.bake.describe import Attachments, Clock, describe_disk, make_record
 from parbake.workflows.bake.disks import build_disk, find_base, need_room
 from parbake.workflows.plan import Bake, BakeOptions, BakeResult
-from parbake.workflows.verify import boot, can_boot, examine, judge, work_on, write_verdict
+from parbake.workflows.verify import boot, can_boot, examine, judge, seen_in_rehearsal, work_on, write_verdict
 
 if TYPE_CHECKING:
     from parbake.coldstart.trace import Trace
@@ -83,15 +83,20 @@ def holding_layouts(cache: Path, plan: Plan) -> Iterator[None]:
 def bake_here(bake: Bake) -> BakeResult:
     """Build a file, prepare it for cold starts, and verify it: what an earlier run has not done of that."""
     earlier, signer = bake.earlier, bake.run.signer
-    verifying = is_to_be_verified(bake)
+    verdict, verifying = earlier.record.verdict if earlier else None, is_to_be_verified(bake)
+    if earlier and verifying and not verdict and failed_in_rehearsal(bake, earlier.record.trace):
+        earlier = None  # its images start otherwise now: it is rehearsed and laid out anew
     if earlier and verifying:
         records.need_signer(earlier.artefact, signer)
     finished = with_trace(bake, earlier) if earlier else make_artefact(bake)
     if not verifying:
         return finished
     interrupts.resume()
+    known = verdict if verdict and verdict.accelerator == "rehearsal" and rehearses(bake.plan, bake.options) else None
+    if not earlier and failed_in_rehearsal(bake, finished.record.trace):
+        known = seen_in_rehearsal(finished.record.trace, bake.plan)
     base, keep = bake.run.bakefile.verify.base, bake.options.keep_workspace
-    return prove(finished, bake.events, base=base, keep_workspace=keep, signer=signer)
+    return prove(finished, bake.events, base=base, known=known, keep_workspace=keep, signer=signer)
 
 
 def is_to_be_verified(bake: Bake) -> bool:
@@ -154,6 +159,11 @@ def rehearses(plan: Plan, options: BakeOptions) -> bool:
     return not options.trace and (usual if options.rehearse is None else options.rehearse)
 
 
+def failed_in_rehearsal(bake: Bake, trace: Trace | TraceSummary | None) -> bool:
+    """Whether an image failed in a rehearsal that counts: nobody said that they want none. Pure."""
+    return trace is not None and bool(trace.failed) and rehearses(bake.plan, bake.options)
+
+
 def rehearsal_place(bake: Bake) -> RehearsalPlace:
     """Return where a run rehearses: a volume is attached to the node on which it will be verified."""
     return RehearsalPlace(bake.options.rehearse_in, bake.run.bakefile.verify.base)
@@ -168,7 +178,9 @@ def prepare_for_cold_starts(bake: Bake, disk: Disk, work: Path) -> Disk:
         from parbake.builders import coldstart
 
         where = rehearsal_place(bake)
-        return coldstart.prepare(disk, plan, work, events=bake.events, where=where, layout=options.layout)
+        return coldstart.prepare(
+            disk, plan, work, events=bake.events, where=where, layout=options.layout, proven=options.verify
+        )
     return disk
 
 
@@ -183,16 +195,20 @@ def prove(
     events: Events,
     *,
     base: Path | None = None,
+    known: Verdict | None = None,
     keep_workspace: bool = False,
     signer: Signer | None = None,
 ) -> BakeResult:
     """Boot the artefact without a network, start its images, and write the verdict into its record.
 
-    Raises VerificationFailed with everything that is wrong.
+    Nothing is booted where the verdict is ``known`` from its rehearsal. Raises VerificationFailed with everything that
+    is wrong.
     """
-    verdict, sha256 = examine(
-        finished.artefact, finished.record, events, base=base, known=finished.state, keep_workspace=keep_workspace
-    )
+    verdict, sha256 = known, ""
+    if not verdict:
+        verdict, sha256 = examine(
+            finished.artefact, finished.record, events, base=base, known=finished.state, keep_workspace=keep_workspace
+        )
     interrupts.hold()
     record = write_verdict(finished.artefact, finished.record, verdict, sha256, signer)
     judge(finished.artefact, verdict)
@@ -215,7 +231,9 @@ def bake_and_publish(bake: Bake, publisher: Publisher) -> BakeResult:
         of_disk, disk = replace(bake, plan=publisher.disk_plan(plan)), None
         if sent is None or verifying or options.rehearse or options.trace:
             of_disk, disk = disk_to_send(of_disk, publisher, shipment, sent)
-            if verifying:
+            if verifying and failed_in_rehearsal(of_disk, disk.trace):
+                verdict = seen_in_rehearsal(disk.trace, of_disk.plan)
+            elif verifying:
                 verdict = boot(events, disk.path, of_disk.plan, shipment.work, bake.run.bakefile.verify.base)
         if verdict and not verdict.passed:
             published = {shipment.region: sent} if sent else {}
@@ -237,7 +255,7 @@ def disk_to_send(bake: Bake, publisher: Publisher, shipment: Shipment, sent: Pub
     """Return the disk that is verified and sent, and its bake: read back, kept by an earlier run, or built now."""
     if sent:
         disk = replace(shipment.fetch(sent), trace=trace_beside(bake.earlier))
-    elif kept := shipment.kept():
+    elif (kept := shipment.kept()) and not failed_in_rehearsal(bake, kept.trace):
         disk = kept
     else:
         need_room(shipment.work, bake.plan)
