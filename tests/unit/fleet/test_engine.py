@@ -10,7 +10,9 @@ import socket
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from temporalio.api.common.v1 import Payload
@@ -21,6 +23,8 @@ from temporalio.converter import (
 )
 from temporalio.exceptions import ActivityError, ApplicationError, RetryState, TimeoutType
 from temporalio.exceptions import TimeoutError as TimedOut
+from temporalio.testing import ActivityEnvironment
+from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput
 from temporalio.worker.workflow_sandbox import SandboxRestrictions
 from temporalio.worker.workflow_sandbox._importer import Importer
 from temporalio.worker.workflow_sandbox._restrictions import RestrictionContext
@@ -31,6 +35,7 @@ from parbake.core.run import run
 from parbake.fleet import source, stores
 from parbake.fleet.engine import local
 from parbake.fleet.engine.activities import failure
+from parbake.fleet.engine.calls import Answering
 from parbake.fleet.engine.failures import describe
 from parbake.fleet.engine.sealing import Seal, make_key, read_keys
 from parbake.fleet.engine.tasks import Failure, Root
@@ -123,6 +128,28 @@ def test_keys_are_made_once_for_their_owner_alone(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write("00" * 32 + "\n")
     assert read_keys(path) == (key, bytes(32))
+
+
+@pytest.mark.parametrize(("of", "does"), [("r1", True), ("r0", False)])
+def test_a_worker_does_only_what_its_own_run_has_asked_for(of: str, does: bool) -> None:
+    did: list[object] = []
+
+    class Work(ActivityInboundInterceptor):
+        async def execute_activity(self, input: ExecuteActivityInput) -> None:  # noqa: A002  # the library's
+            did.append(input)
+
+    async def go() -> object:
+        work = Answering().intercept_activity(Work(cast(Any, None)))
+        return await work.execute_activity(cast(Any, None))
+
+    world = ActivityEnvironment()
+    world.info = replace(world.info, workflow_run_id="r1", activity_id=f"gate/{of}/1")
+    if does:
+        assert asyncio.run(world.run(go)) == {"answers": "gate/r1/1", "with": None}
+    else:
+        with pytest.raises(ApplicationError, match="of another run"):
+            asyncio.run(world.run(go))
+    assert len(did) == does
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ LINES = {
     "coldstart": 1450,
     "containerd": 2300,
     "core": 4700,
-    "fleet": 6260,
+    "fleet": 6250,
     "images": 8500,
     "machine": 6100,
     "node": 1170,

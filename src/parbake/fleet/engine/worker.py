@@ -21,13 +21,12 @@ from temporalio.service import RPCError
 from temporalio.worker import Worker, WorkerDeploymentConfig
 
 from parbake.core.errors import InputError, ParbakeError
-from parbake.fleet.engine.activities import OURS
+from parbake.fleet.engine.activities import OURS, Activities
 from parbake.fleet.engine.calls import Answering
 from parbake.fleet.engine.connect import Engine, connect
 from parbake.fleet.engine.facts import Facts, fingerprint, pollers
 from parbake.fleet.engine.failures import in_words, is_missing, unreachable
 from parbake.fleet.engine.handles import request_of
-from parbake.fleet.engine.rollout_activities import RolloutActivities
 from parbake.fleet.engine.sealing import read_keys
 from parbake.fleet.engine.tasks import BAKE, CONTROL, PLACE, QUEUES, ROLL
 from parbake.fleet.engine.ticks import Prune, Tick
@@ -71,7 +70,7 @@ async def serve(
         refused.append(error)
         stop.set()
 
-    can = RolloutActivities(client, command)
+    can = Activities(client, command)
     can.refuse = refuse
     await _need_same_key(client, engine, queues)
     if pinned:
@@ -115,7 +114,7 @@ async def _opens_something(client: Client) -> bool:
 
 
 def _worker(
-    client: Client, can: RolloutActivities, identity: str, queue: str, slots: int, grace: float, pinned: str
+    client: Client, can: Activities, identity: str, queue: str, slots: int, grace: float, pinned: str
 ) -> Worker:
     activities = {CONTROL: can.of_control, BAKE: can.of_bakes, PLACE: can.of_places, ROLL: can.of_rollouts}
     return Worker(
