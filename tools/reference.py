@@ -52,6 +52,7 @@ EXAMPLES: Final = {
     "prune": "parbake prune --keep 1 --dry-run",
     "clean": "parbake clean",
     "doctor": "parbake doctor",
+    "coverage": "parbake coverage hello registry.example.com/team/app:1.4",
     "lint": "helm template chart > rendered.yaml\nparbake lint rendered.yaml",
     "export gcp": "parbake export gcp hello gcp",
     "export gke": "parbake export gke hello gke",

@@ -44,6 +44,7 @@ COMMANDS: Final[Mapping[str, Mapping[str, Listed]]] = {
     },
     "Roll out": {
         "lint": Listed("lint", "Find the pods that will not use the bake, and say why."),
+        "coverage": Listed("lint", "Show what nodes with a bake still fetch of an image: bytes, layers, seconds."),
         "rollout": Listed("rollouts", "Roll an artefact out to the Bakefile's targets, and follow it to the nodes."),
         "rollback": Listed("rollouts", "Return targets to their previous artefact, and follow it to the nodes."),
         "status": Listed("rollouts", "Show what each target holds, and how far its nodes are."),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -248,6 +249,11 @@ def config_maps(objects: Iterable[Mapping[str, object]]) -> ConfigMaps:
         metadata = as_map(each.get("metadata"))
         found[str(metadata.get("namespace") or ""), str(metadata.get("name"))] = as_map(each.get("data"))
     return found
+
+
+def given(name: str) -> Documents:
+    """Read what a command was given: a file or folder as ``read_folder`` does, or standard input for ``-``."""
+    return (("standard input", sys.stdin.read()),) if name == "-" else read_folder(Path(name))
 
 
 def read_folder(path: Path) -> Documents:

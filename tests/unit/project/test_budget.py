@@ -11,10 +11,10 @@ LINES = {
     "aws": 4100,
     "bakefile": 2950,
     "builders": 4850,
-    "cli": 5100,
+    "cli": 5200,
     "coldstart": 1450,
     "containerd": 2300,
-    "core": 4700,
+    "core": 4800,
     "fleet": 6250,
     "images": 8500,
     "machine": 6100,
@@ -22,7 +22,7 @@ LINES = {
     "records": 2700,
     "rollouts": 5100,
     "verify": 1735,
-    "workflows": 7050,
+    "workflows": 7200,
 }
 """The most lines of each wing's modules, without those that the protobuf compiler writes."""
 SLACK = 0.94

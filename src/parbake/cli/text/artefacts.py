@@ -19,8 +19,10 @@ from parbake.core.units import human_bytes
 from parbake.records import Record
 
 if TYPE_CHECKING:
+    from parbake.aws.costs import Pull
     from parbake.images.cache import CachedLayer
     from parbake.workflows.build import Built
+    from parbake.workflows.coverage import Covered, Row
     from parbake.workflows.demo.outcome import Outcome, Starts
     from parbake.workflows.doctor import Check
     from parbake.workflows.lint import Finding
@@ -410,3 +412,57 @@ def findings_text(findings: Sequence[Finding]) -> str:
         f"{counts[level]} {level}{'s' * (counts[level] != 1)}" for level in ("error", "warning", "note")
     )
     return "\n".join([*lines, summary if findings else "nothing stands in the way of the bake"])
+
+
+_FOUND = {"baked": "baked", "other-digest": "baked, but the tag has moved", "other-name": "not under this name"}
+
+
+def coverage_json(covered: Covered, pulls: Sequence[Pull]) -> dict[str, object]:
+    """Return for each image what the bake has and what a pull fetches, in bytes, layers and seconds."""
+    return {
+        "artefact": covered.record.artefact,
+        "images": [_row_json(row, pulls) for row in covered.rows],
+        "fetched": covered.fetched,
+        "seconds": {each.name: each.seconds(covered.fetched) for each in pulls},
+    }
+
+
+def _row_json(row: Row, pulls: Sequence[Pull]) -> dict[str, object]:
+    found = row.coverage
+    if found is None:
+        return {"reference": str(row.reference), "problem": row.problem}
+    return {
+        "reference": str(row.reference),
+        "digest": found.image.target.digest,
+        "found": row.found,
+        "size": found.size,
+        "fetched": found.missing,
+        "layers": {"all": len(found.image.layers), "held": len(found.held)},
+        "blobs": list(found.fetched),
+        "seconds": {each.name: each.seconds(found.missing) for each in pulls},
+    }
+
+
+def coverage_text(covered: Covered, pulls: Sequence[Pull]) -> str:
+    """Return what nodes still fetch, an image a row."""
+    usual = pulls[0]
+    rows = []
+    for row in covered.rows:
+        found = row.coverage
+        if found is None:
+            rows.append((row.reference, "unknown", "-", "-", row.problem))
+            continue
+        layers = f"{len(found.layers)} of {len(found.image.layers)}"
+        fetched = f"{human_bytes(found.missing)} of {human_bytes(found.size)}" if found.missing else "nothing"
+        rows.append((row.reference, fetched, layers, seconds(usual.seconds(found.missing)), _FOUND[row.found]))
+    shown = table(rows, header=("image", "fetched", "layers", "seconds"), notes=True)
+    total = f"together {human_bytes(covered.fetched)}, {seconds(usual.seconds(covered.fetched))}"
+    return "\n".join(
+        [
+            shown,
+            "",
+            *wrapped(
+                f"{total} by {usual.what} at {usual.fastest:.0f} MB/s; {covered.record.artefact} is held against them"
+            ),
+        ]
+    )

@@ -49,6 +49,10 @@ class Patience:
     average: int = 32 << 10
 
 
+SHORT = Patience(tries=1, total=10, connect=3, stall=5)
+"""For what a command would like to say, and does without where a registry is slow."""
+
+
 class Transient(Exception):
     """A failure that may pass; never leaves this package. ``error`` is what to raise when it does not.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -15,13 +14,13 @@ from parbake.core.events import Events
 from parbake.core.model import Platform
 from parbake.core.reference import Reference
 from parbake.images import workloads as kubernetes
-from parbake.images.registry import Patience, Registry
+from parbake.images.registry import Registry
+from parbake.images.registry.retry import SHORT
 from parbake.rollouts.cluster import Cluster
 from parbake.workflows.init import startups
 from parbake.workflows.init.eks import look, node_classes
 
 # Sizes are a courtesy in a comment: a registry that does not answer soon is not worth the wait.
-_PATIENCE = Patience(tries=1, total=10, connect=3, stall=5)
 
 
 def begin(
@@ -76,10 +75,8 @@ def _named(image: str) -> scaffold.InitImage:
 
 def _from_kubernetes(manifests: str | None, cluster: bool, context: str, events: Events) -> list[scaffold.InitImage]:
     documents: list[tuple[str, str]] = []
-    if manifests == "-":
-        documents.append(("standard input", sys.stdin.read()))
-    elif manifests is not None:
-        documents += kubernetes.read_folder(Path(manifests))
+    if manifests is not None:
+        documents += kubernetes.given(manifests)
     if cluster:
         documents += kubernetes.from_cluster(context)
     found = kubernetes.images_in(documents)
@@ -118,7 +115,7 @@ def _entry(image: kubernetes.FoundImage, configs: kubernetes.ConfigMaps) -> scaf
 
 def _with_sizes(entries: list[scaffold.InitImage], events: Events) -> list[scaffold.InitImage]:
     platform = Platform.host()
-    with Registry({}, events=events, patience=_PATIENCE) as registry, ThreadPoolExecutor(max_workers=8) as pool:
+    with Registry({}, events=events, patience=SHORT) as registry, ThreadPoolExecutor(max_workers=8) as pool:
 
         def sized(entry: scaffold.InitImage) -> scaffold.InitImage:
             try:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from parbake.bakefile import Bakefile
+from parbake.core.coverage import Coverage, Held
 from parbake.core.families import FAMILIES, UNKNOWN, NodeFamily
 from parbake.core.model import GIB, Platform, Startup
 from parbake.core.reference import Reference
@@ -33,6 +34,14 @@ class BakedImage:
         return {self.digest, self.manifest} - {""}
 
 
+type Covers = Callable[[Reference], Coverage | None]
+"""What a bake has of the image that a name means now; None where that is not known, or was not asked."""
+
+
+def _not_asked(reference: Reference) -> None:
+    del reference
+
+
 @dataclass(frozen=True, slots=True)
 class Bake:
     """A bake: a record, or a Bakefile that was not baked yet.
@@ -40,7 +49,8 @@ class Bake:
     ``size`` is that of the disk or volume and ``filled`` what the images take of it, both in bytes (0: unknown).
     ``sandbox`` is the pause image that it carries. ``amis`` and ``snapshots`` are where it is published, the sizes of
     snapshots in bytes. ``record`` is the name of the record's file (empty: not baked yet), ``verified`` what its
-    verification said (None: there was none).
+    verification said (None: there was none). ``held`` is what nodes' stores have of it
+    (None: not baked yet), ``covers`` tells what of an image that a registry serves.
     """
 
     name: str
@@ -55,6 +65,8 @@ class Bake:
     snapshots: tuple[tuple[str, int], ...] = ()
     record: str = ""
     verified: bool | None = None
+    held: Held | None = None
+    covers: Covers = _not_asked
 
     def find(self, reference: Reference) -> BakedImage | None:
         """Return the image that a pod's reference names, tag for tag; digests are compared by the caller."""
@@ -102,6 +114,7 @@ def of_record(record: Record) -> Bake:
         snapshots=tuple((each.id, each.size) for there in published for each in there.snapshots),
         record=record.file_name,
         verified=record.verdict.passed if record.verdict else None,
+        held=Held.by(plan),
     )
 
 

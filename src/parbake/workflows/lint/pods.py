@@ -12,6 +12,7 @@ from typing import Any
 
 from parbake.core.errors import BadReference
 from parbake.core.reference import Reference
+from parbake.core.units import human_bytes
 from parbake.core.yamltext import Where
 from parbake.images.workloads import VOLUME, Thing, images_of, pod_specs
 from parbake.workflows.lint.bakes import Bake, BakedImage
@@ -189,7 +190,7 @@ def _unknown(thing: Thing, where: Where, container: str, reference: Reference, b
         for image in bake.images:
             if image.reference.name == reference.name:
                 message = f"the pods ask for {reference}, and {bake.name} has {image.reference}"
-                return finding("reference-differs", thing, where, message, container)
+                return _remaining(finding("reference-differs", thing, where, message, container), bake, reference)
     for bake in bakes:
         for image in bake.images:
             same = image.reference.repository.rpartition("/")[2] == reference.repository.rpartition("/")[2]
@@ -197,9 +198,19 @@ def _unknown(thing: Thing, where: Where, container: str, reference: Reference, b
                 message = (
                     f"the pods ask for {reference}, and {bake.name} has {image.reference}: another name to the node"
                 )
-                return finding("reference-differs", thing, where, message, container)
+                return _remaining(finding("reference-differs", thing, where, message, container), bake, reference)
     names = ", ".join(bake.name for bake in bakes)
     return finding("not-baked", thing, where, f"{reference} is not in {names}", container)
+
+
+def _remaining(found: Finding, bake: Bake, reference: Reference) -> Finding:
+    """Say what a node with the bake still fetches, where the registry tells; that pods gain something is no error."""
+    covered = bake.covers(reference)
+    if covered is None:
+        return found
+    message = f"{found.message}: {human_bytes(covered.missing)} of {human_bytes(covered.size)} remain to be fetched"
+    useful = bool(covered.held) or not covered.layers
+    return replace(found, message=message, rule=replace(found.rule, level="warning") if useful else found.rule)
 
 
 def _policy_at(thing: Thing, where: Where) -> Where:
