@@ -98,6 +98,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: -weights.get(item.path, 0))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """Files that boot machines do not wait for each other in processes that could run others."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from tests.scheduling import FewMachines
+
+    return FewMachines(config, log)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """Give back at the end of each file what its tests had: buffers that a caught error's frames still hold, too."""
