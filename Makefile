@@ -16,7 +16,7 @@ VM_JOBS ?= 3
 export VM_JOBS
 PYTEST = $(BIN)/pytest --dist loadfile --no-loadscope-reorder -ra --cov --durations=10
 
-.PHONY: help setup packages lock lint test test-unit demo docs fuzz proto release clean
+.PHONY: help setup packages lock lint test .every-test test-unit demo docs fuzz proto release clean
 .PHONY: bench-bake bench-coldstart bench-fleet bench-fleet-kills bench-rebake bench-startup bench-upload
 
 help: ## Show the targets
@@ -41,7 +41,10 @@ lint: setup ## Check format, style and types
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
-test: setup lint ## Run every test, with coverage
+test: setup ## Run every test, with coverage; check format, style and types meanwhile
+	@$(MAKE) --jobs=2 lint .every-test
+
+.every-test: setup
 	$(PYTEST) $(TESTS) -n $(JOBS) --cov-report=term --cov-fail-under=85
 
 test-unit: setup ## Run the quick tests: no root, no virtual machine
