@@ -181,7 +181,7 @@ def test_kill_takes_everything_along(tmp_path: Path, keeper: subprocess.Popen[by
     kept: list[Path] = []
     before = shared_places()
     marker = f"{secrets.randbelow(10**6)}.5"  # containers are in PID namespaces of their own: found by this argument
-    script = _VICTIM.format(here=str(Path(__file__).parents[1]), folder=str(tmp_path), marker=marker, cri=cri)
+    script = _VICTIM.format(here=str(Path(__file__).parents[3]), folder=str(tmp_path), marker=marker, cri=cri)
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as victim:
         assert victim.stdout is not None
         cgroup = victim.stdout.readline().strip()
