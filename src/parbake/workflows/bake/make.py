@@ -92,7 +92,7 @@ def bake_here(bake: Bake) -> BakeResult:
     if not verifying:
         return finished
     interrupts.resume()
-    known = verdict if verdict and verdict.accelerator == "rehearsal" and rehearses(bake.plan, bake.options) else None
+    known = verdict if verdict and verdict.accelerator == "rehearsal" and rehearsal_decides(bake) else None
     if not earlier and failed_in_rehearsal(bake, finished.record.trace):
         known = seen_in_rehearsal(finished.record.trace, bake.plan)
     base, keep = bake.run.bakefile.verify.base, bake.options.keep_workspace
@@ -159,9 +159,14 @@ def rehearses(plan: Plan, options: BakeOptions) -> bool:
     return not options.trace and (usual if options.rehearse is None else options.rehearse)
 
 
+def rehearsal_decides(bake: Bake) -> bool:
+    """Whether what fails in a rehearsal fails the bake: unless a node of the user's own is there to tell. Pure."""
+    return bake.options.verify and rehearses(bake.plan, bake.options) and bake.run.bakefile.verify.base is None
+
+
 def failed_in_rehearsal(bake: Bake, trace: Trace | TraceSummary | None) -> bool:
-    """Whether an image failed in a rehearsal that counts: nobody said that they want none. Pure."""
-    return trace is not None and bool(trace.failed) and rehearses(bake.plan, bake.options)
+    """Whether an image failed in a rehearsal that decides. Pure."""
+    return trace is not None and bool(trace.failed) and rehearsal_decides(bake)
 
 
 def rehearsal_place(bake: Bake) -> RehearsalPlace:
@@ -178,8 +183,9 @@ def prepare_for_cold_starts(bake: Bake, disk: Disk, work: Path) -> Disk:
         from parbake.builders import coldstart
 
         where = rehearsal_place(bake)
+        decides = rehearsal_decides(bake)
         return coldstart.prepare(
-            disk, plan, work, events=bake.events, where=where, layout=options.layout, proven=options.verify
+            disk, plan, work, events=bake.events, where=where, layout=options.layout, proven=decides
         )
     return disk
 
