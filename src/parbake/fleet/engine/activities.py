@@ -290,7 +290,8 @@ class Activities:
         """Write down what has happened; what is there already stays."""
         await self._need_store(request.store, request.store_id)
         try:
-            await asyncio.to_thread(audit.write, request.store, request.fleet, request.events)
+            async with beating({"stage": "audit", "text": "writes down what has happened"}):
+                await asyncio.to_thread(audit.write, request.store, request.fleet, request.events)
         except ParbakeError as error:
             raise ApplicationError(error.message, error.hint, type=error.json_name) from error
 

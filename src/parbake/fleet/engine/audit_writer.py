@@ -44,6 +44,6 @@ class AuditWriter:
         while self._untold:
             some = list(self._untold)
             asked = AuditRequest(request.fleet, request.store, some, request.store_id)
-            await call("audit", asked, limit=_A_WRITE, attempts=0)
+            await call("audit", asked, limit=_A_WRITE, heartbeat=request.heartbeat, attempts=0)
             del self._untold[: len(some)]
         self._writing = None

@@ -368,7 +368,7 @@ class Rollout:
         """Wait until a window is open."""
         while self._state.windows:
             asked = OpensRequest(self._state.windows, workflow.now().isoformat())
-            seconds: float = await call("opens", asked, result=float, limit=_A_LOOK)
+            seconds: float = await call("opens", asked, result=float, limit=_AN_ANSWER)
             if not seconds:
                 break
             self._state.opens = (workflow.now() + timedelta(seconds=seconds)).isoformat()

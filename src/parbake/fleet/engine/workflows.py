@@ -62,6 +62,7 @@ with workflow.unsafe.imports_passed_through():
 
 _A_BAKE = timedelta(hours=6)
 _A_PLAN = timedelta(hours=1)
+_A_MOMENT = timedelta(minutes=2)  # whoever dies meanwhile sends no heartbeat, and another one tries after it
 _A_COPY = timedelta(hours=12)  # AWS copies a large snapshot for hours
 _REPORT_OF_WAITING = 60.0  # seconds
 _ENOUGH_TO_JUDGE = 5
@@ -257,7 +258,7 @@ class Fleet:
             return
         at = workflow.now().isoformat(timespec="microseconds")
         wanted = replace(RolloutRequest.of_run(request, self._keys, by="a run"), at=at)
-        last: str = await call("last_rollout", request.fleet, request.store, result=str, limit=_A_PLAN)
+        last: str = await call("last_rollout", request.fleet, request.store, result=str, limit=_A_MOMENT)
         if last == wanted.generation:
             self._rollout = rollout_known(wanted.generation)
             return
@@ -460,7 +461,7 @@ async def may_begin(request: RunRequest | RolloutRequest) -> None:
     asked = BeginRequest(request.store, request.store_id, request.at, before=before)
     if isinstance(request, RolloutRequest):
         asked = replace(asked, made=request.made, again=request.again or bool(request.back))
-    await call("begin", asked, limit=_A_PLAN)
+    await call("begin", asked, limit=_A_MOMENT)
 
 
 def tried_enough(error: ActivityError) -> bool:
