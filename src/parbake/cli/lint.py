@@ -116,7 +116,7 @@ def coverage(
         typer.Option(
             help="Take the images of these Kubernetes manifests: a file or a folder, - for standard input; may be "
             "given several times.",
-            metavar="PATH",
+            metavar="FILE",
         ),
     ] = None,
     from_cluster: Annotated[

@@ -23,7 +23,7 @@ rollout: [{file: {path: out/node.json}}]
 """
 OTHERS = {"FOLDER": "there", "REGION": "eu-west-1", "PATH": "pod.yaml"}
 """What commands want besides, by what their help calls it."""
-MORE = {"trace": ("--trace", "none.trace"), "rollout": ("--dry-run",)}
+MORE = {"coverage": ("--manifests", "none.yaml"), "trace": ("--trace", "none.trace"), "rollout": ("--dry-run",)}
 
 
 def commands(group: Any, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -67,7 +67,7 @@ def called(path: tuple[str, ...], command: Any, *selector: str) -> list[str]:
 def test_the_commands_that_take_a_record_are_known() -> None:
     assert {path[-1] for path in FOUND} == {
         "verify", "show", "trace", "hydrate", "advise", "report", "rollout", "copy", "lint", "kubelet-config", "gcp",
-        "gke", "azure",
+        "gke", "azure", "coverage",
     }  # fmt: skip
 
 

@@ -39,6 +39,7 @@ DOES_NOT = {
     "list": ["list"],
     "show": ["show", "ARTEFACT"],
     "lint": ["lint", "--bake", "ARTEFACT", "pod.yaml"],
+    "coverage": ["coverage", "ARTEFACT", "--against", "ARTEFACT"],
     "hydrate": ["hydrate", "ARTEFACT", "out"],
     "advise": ["advise", "ARTEFACT", "--hot", "10"],
     "report": ["report", "ARTEFACT"],
