@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -68,9 +67,7 @@ def lint(
     """
     from parbake.cli.text import artefacts
     from parbake.images import workloads
-    from parbake.images.registry.retry import SHORT
     from parbake.workflows import lint as workflow
-    from parbake.workflows.coverage import asking, registries
 
     _FORMATS.need(style)
     _FAIL_ON.need(fail_on)
@@ -86,8 +83,13 @@ def lint(
     project = Project(file, bake or ())
     with needed("`lint` compares with it (or with the records that --bake names)"):
         bakes = workflow.bakes_of(there, project.output(), bake or (), events)
-    with nullcontext() if offline else registries(project.readable, events, patience=SHORT) as look_up:
-        found = workflow.examine(documents, asking(bakes, look_up) if look_up else bakes)
+    found = workflow.examine(documents, bakes)
+    if not offline and any(each.rule.id == "reference-differs" for each in found):
+        from parbake.images.registry.retry import SHORT  # what follows loads only where registries are asked
+        from parbake.workflows.coverage import asking, registries
+
+        with registries(project.readable, events, patience=SHORT) as look_up:
+            found = workflow.examine(documents, asking(bakes, look_up))
     shown = (
         workflow.sarif(found, version=__version__, folder=Path.cwd())
         if style == "sarif"

@@ -36,7 +36,7 @@ COMMANDS = {
     "export gke FILE out": "is no longer on this machine",
     "export azure FILE out": "is no longer on this machine",
 }
-THEY_LOOK_AT_THE_BAKEFILE = {"verify", "trace", "export", "hydrate", "lint"}  # for keys, registries, the node's image
+THEY_LOOK_AT_THE_BAKEFILE = {"verify", "trace", "export", "hydrate"}  # for keys and the node's image
 NEED_A_BAKEFILE = {
     "copy FILE eu-west-1": "takes the account, its role and the encryption of the copy from it",
     "rollout FILE": "takes the targets from it",
