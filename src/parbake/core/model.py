@@ -364,6 +364,8 @@ class HydrateFigures(Frozen):
     is of the rest of the device, where that was asked for; ``prefetch`` says the same of files read into memory.
     """
 
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
     state: str
     device: str = ""
     bytes: int = Field(default=0, ge=0)

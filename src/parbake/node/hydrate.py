@@ -3,7 +3,8 @@
 First the blocks of a list, past the page cache: a cold volume loads them. Once the file system is mounted, what starts
 read of its files goes into the page cache, as far as there is memory for it.
 
-Whatever is wrong is logged, and the exit code is 0: a node boots without. For ``python3 -u``, 3.9 or later, alone.
+Meanwhile a small file tells how far it is (``State``), for whoever wants to wait. Whatever is wrong is logged, and the
+exit code is 0: a node boots without. For ``python3 -u``, 3.9 or later, alone.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
+VERSION = 1  # of the state file
 BLOCK, ALIGN = 512 << 10, 4096
 SUPERBLOCKS = ((1024 + 56, b"\x53\xef", 1024 + 104), (0, b"XFSB", 32))  # ext4, xfs: where, magic, where the UUID is
 STEP = 128 << 10  # bytes of a request for the page cache: the kernel cuts off what a device does not take at once
@@ -34,9 +36,64 @@ OPTIONS = (
     ("--in-flight", 32, "requests at a time"),
     ("--touch", 0, "read so many bytes of each range; 0: one page where that loads all of it, else all"),
     ("--wait", 30.0, "seconds to wait for the device"),
-    ("--state", "/run/parbake/hydrate.json", "write the figures here, as JSON"),
+    ("--state", "/run/parbake/hydrate.json", "write here how far it is, and the figures, as JSON"),
     ("--metrics", "", "write the figures here, for node_exporter's textfile collector"),
 )
+
+
+class State:
+    """How far the program is: small files that others read, each replaced at once, every second until the end.
+
+    ``phase`` is ``waiting`` (for the disk), ``loading`` (its blocks), ``prefetching`` (files into memory), and in the
+    end ``done`` or ``failed``. ``since`` is when that began (RFC 3339, UTC), ``uptime`` the seconds since boot at which
+    the file was written: one that grows old before the end is of a program that died. ``blocks`` and ``files`` are the
+    figures of both stages, whose owners change them meanwhile.
+    """
+
+    def __init__(self, state="", metrics=""):
+        self.places, self.lock = (state, metrics), threading.Lock()
+        self.head = {"version": VERSION, "phase": "", "since": "", "uptime": 0.0}
+        self.blocks, self.files = {}, {}
+
+    def enter(self, phase):
+        """Begin a phase."""
+        self.head.update(phase=phase, since=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+        self.write()
+
+    def write(self):
+        """Replace the files; where that cannot be, nobody waits for them."""
+        with self.lock, suppress(OSError):
+            self.head["uptime"] = uptime()
+            blocks, files = dict(self.blocks), dict(self.files)
+            told = {**self.head, **blocks, **({"prefetch": files} if files else {})}
+            replace(self.places[0], json.dumps(told) + "\n")
+            replace(self.places[1], metrics("hydrate", blocks) + metrics("prefetch", files))
+
+    def keep(self):
+        """Go on writing while the program runs."""
+        while True:
+            time.sleep(1.0)
+            self.write()
+
+
+def replace(path, text):
+    """Replace a file at once, in a folder that is made for it; "" is no file."""
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(f"{path}.new").write_text(text)
+        Path(f"{path}.new").replace(path)
+
+
+def uptime():
+    """Return the seconds since this machine booted."""
+    return float(Path("/proc/uptime").read_text().split()[0])
+
+
+def metrics(name, figures):
+    """Return figures in the format of node_exporter's textfile collector."""
+    numbers = ((key, value) for key, value in figures.items() if isinstance(value, (int, float)))
+    state = f'parbake_{name}_state{{state="{figures["state"]}"}} 1\n' if "state" in figures else ""
+    return "".join(f"parbake_{name}_{key} {value}\n" for key, value in numbers) + state
 
 
 def confine(effective=0):
@@ -86,11 +143,15 @@ def find_device(name, patience):
         time.sleep(0.1)
 
 
-def read_all(device, ranges, threads, touch=0):
-    """Read ranges in their order, some at a time; return bytes, ranges and errors. Nothing stays in a cache."""
+def read_all(device, ranges, threads, touch=0, done=None):
+    """Read ranges in their order, some at a time; return bytes, ranges and errors, which ``done`` has meanwhile.
+
+    Nothing stays in a cache.
+    """
     disk = os.open(device, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
     end = os.lseek(disk, 0, os.SEEK_END)
-    lock, pending, done = threading.Lock(), iter(ranges), {"bytes": 0, "ranges": 0, "errors": 0}
+    lock, pending, done = threading.Lock(), iter(ranges), {} if done is None else done
+    done.update(bytes=0, ranges=0, errors=0)
 
     def work():
         buffer = mmap.mmap(-1, BLOCK)
@@ -250,13 +311,14 @@ def ask(handle, ranges):
             raise FileNotFoundError("it ends before that")
 
 
-def fetch(device, root, pending, threads):
-    """Do jobs, some at a time, until memory gets tight; return the figures, and whether it did.
+def fetch(device, root, pending, threads, done):
+    """Do jobs, some at a time, until memory gets tight; keep the figures in ``done``, and return whether it did.
 
     What the boot has replaced, or has mounted something over, is gone, and no error.
     """
-    lock, done = threading.Lock(), {"bytes": 0, "errors": 0, "gone": 0}
+    lock = threading.Lock()
     paths, state, look = set(), {"tight": False}, [0.0]
+    done.update(bytes=0, errors=0, gone=0)
     disk = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
 
     def work():
@@ -288,28 +350,28 @@ def fetch(device, root, pending, threads):
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(lambda _: work(), range(threads)))
     os.close(disk)
-    return {**done, "files": len(paths - {None})}, state["tight"]
+    done["files"] = len(paths - {None})
+    return state["tight"]
 
 
-def prefetch(options, device, uuid):
-    """Bring what starts read of the files on a device into the page cache; return what was done."""
-    result = {"state": "failed"}
+def prefetch(options, device, uuid, done):
+    """Bring what starts read of the files on a device into the page cache; keep the figures in ``done``."""
     try:
         confine(CAP_DAC_READ_SEARCH)
         mounted = find_mount(Path(device).stat().st_rdev, options.mounted)
         if mounted is None:
-            result["state"] = "no-mount"
+            done["state"] = "no-mount"
         else:
-            result = prefetch_below(options, device, uuid, *mounted)
+            prefetch_below(options, device, uuid, *mounted, done)
     except Exception as error:  # noqa: BLE001 - whatever it is, the node starts without
         print(f"prefetch: nothing more is read: {type(error).__name__}: {error}")
-    print(f"prefetch: {result.get('bytes', 0) >> 20} MiB in memory ({json.dumps(result)})")
-    return result
+        done["state"] = "failed"
+    print(f"prefetch: {done.get('bytes', 0) >> 20} MiB in memory ({json.dumps(done)})")
 
 
-def prefetch_below(options, device, uuid, root, below):
+def prefetch_below(options, device, uuid, root, below, done):
     """Prefetch where the file system is mounted: ``root`` is its folder ``below``, open."""
-    after, began = float(Path("/proc/uptime").read_text().split()[0]), time.monotonic()
+    after, began = uptime(), time.monotonic()
     data = b""
     if options.files:
         with suppress(OSError), Path(options.files).open("rb") as file:
@@ -318,80 +380,73 @@ def prefetch_below(options, device, uuid, root, below):
         with suppress(OSError):
             data = data or read_below(root, place)
     if not data:  # a volume that was not rehearsed has an empty one
-        return {"state": "no-list"}
+        done["state"] = "no-list"
+        return
     head, metadata, files = read_files(data)
     if head.get("uuid") != uuid:
-        return {"state": "foreign-list"}
+        done["state"] = "foreign-list"
+        return
     wanted = sum(length for _, length in metadata) + sum(length for _, ranges in files for _, length in ranges)
     most = room(options.memory)
-    done, tight = fetch(device, root, jobs(metadata, files, below, most), options.in_flight)
-    left, seconds = max(0, wanted - done["bytes"]), round(time.monotonic() - began, 3)
-    state = "tight" if tight else "bounded" if most < wanted else "done"
-    return {"state": state, **done, "left": left, "seconds": seconds, "started_after": after}
+    done.update(wanted=wanted, started_after=after)
+    tight = fetch(device, root, jobs(metadata, files, below, most), options.in_flight, done)
+    state, seconds = "tight" if tight else "bounded" if most < wanted else "done", round(time.monotonic() - began, 3)
+    done.update(state=state, left=max(0, wanted - done["bytes"]), seconds=seconds)
 
 
-def hydrate(options):
-    """Hydrate, and return what was done."""
-    uptime = float(Path("/proc/uptime").read_text().split()[0])
-    head, ranges = read_list(options.list)
+def hydrate(options, state):
+    """Hydrate; tell ``state`` what was done. It has failed where there is no device, or by what is raised."""
+    after, (head, ranges) = uptime(), read_list(options.list)
+    state.enter("waiting")
     device = find_device(head["uuid"], options.wait)
     if device is None:
         print(f"hydrate: no device holds the file system {head['uuid']}, which the list is for")
-        return {"state": "no-device", "started_after": uptime}
+        state.blocks.update(state="no-device", started_after=after)
+        state.enter("failed")
+        return
+    state.blocks.update(device=device, wanted=sum(length for _, length in ranges), started_after=after)
+    state.enter("loading")
     marks = [time.monotonic()]
     for place in (0, BLOCK - ALIGN) if len(ranges) > 64 and not options.touch else ():  # does one touch load a block?
         read_all(device, [(at + place, ALIGN) for at, _ in ranges[:16]], 16)
         marks.append(time.monotonic())
     quick = marks[2:] and marks[2] - marks[1] < max(marks[1] - marks[0], 0.1) / 2  # then its end is there already
     beside = ThreadPoolExecutor(1)  # where blocks are cold, both wait for the same ones: side by side costs nothing
-    fetched = beside.submit(prefetch, options, device, head["uuid"]) if options.memory > 0 else None
-    done, end = read_all(device, ranges, options.in_flight, options.touch or (ALIGN if quick else 0))
-    state, seconds = "short-disk" if end < int(head.get("size") or 0) else "done", round(time.monotonic() - marks[0], 3)
-    result = {"state": state, "device": device, **done, "seconds": seconds, "started_after": uptime}
-    print(f"hydrate: {done['bytes'] >> 20} MiB of {device} read in {seconds:.1f} s, {done['errors']} errors ({state})")
-    report(options, result)
+    fetched = beside.submit(prefetch, options, device, head["uuid"], state.files) if options.memory > 0 else None
+    done, end = read_all(device, ranges, options.in_flight, options.touch or (ALIGN if quick else 0), state.blocks)
+    ended, seconds = "short-disk" if end < int(head.get("size") or 0) else "done", round(time.monotonic() - marks[0], 3)
+    done.update(state=ended, seconds=seconds)
+    print(f"hydrate: {done['bytes'] >> 20} MiB of {device} read in {seconds:.1f} s, {done['errors']} errors ({ended})")
     if fetched:
-        result["prefetch"] = fetched.result()
-        report(options, result)
+        state.enter("prefetching")
+        fetched.result()
+    state.enter("done")
     if options.rest:
         os.nice(19)  # and the disks' class "idle" (ioprio_set(2)): threads to come inherit both
         ctypes.CDLL(None).syscall({"x86_64": 251, "aarch64": 30}.get(os.uname().machine, -1), 1, 0, 3 << 13)
         began, known = time.monotonic(), {offset for offset, _ in ranges}
         rest, _ = read_all(device, ((at, BLOCK) for at in range(0, end, BLOCK) if at not in known), 4)
-        result.update(rest_bytes=rest["bytes"], rest_seconds=round(time.monotonic() - began, 3))
-        print(f"hydrate: read the other {rest['bytes'] >> 20} MiB in {result['rest_seconds']:.0f} s")
-    return result
-
-
-def report(options, result):
-    """Write the figures where they were asked for: JSON, and node_exporter's textfile format."""
-    metrics = []
-    for name, figures in (("hydrate", result), ("prefetch", result.get("prefetch", {}))):
-        numbers = ((key, value) for key, value in figures.items() if isinstance(value, (int, float)))
-        metrics += [f"parbake_{name}_{key} {value}\n" for key, value in numbers]
-        metrics += [f'parbake_{name}_state{{state="{figures["state"]}"}} 1\n'] if figures else []
-    texts = {options.metrics: "".join(metrics), options.state: json.dumps(result) + "\n"}
-    for path in filter(None, texts):
-        with suppress(OSError):
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            Path(f"{path}.new").write_text(texts[path])
-            Path(f"{path}.new").replace(path)
+        done.update(rest_bytes=rest["bytes"], rest_seconds=round(time.monotonic() - began, 3))
+        print(f"hydrate: read the other {rest['bytes'] >> 20} MiB in {done['rest_seconds']:.0f} s")
+        state.write()
 
 
 def main():
-    """Read the options, do both, report; never fail."""
+    """Read the options, do both, tell; never fail."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default, what in OPTIONS:
         parser.add_argument(name, default=default, type=type(default), help=what)
     parser.add_argument("--rest", action="store_true", help="then read the rest of the device, at low priority")
     options = parser.parse_args()
+    state = State(options.state, options.metrics)
     try:
         confine()
-        result = hydrate(options)
+        threading.Thread(target=state.keep, daemon=True).start()
+        hydrate(options, state)
     except Exception as error:  # noqa: BLE001 - whatever it is, the node starts without
         print(f"hydrate: nothing more is read: {type(error).__name__}: {error}")
-        result = {"state": "failed"}
-    report(options, result)
+        state.blocks["state"] = "failed"
+        state.enter("failed")
 
 
 if __name__ == "__main__":

@@ -7,10 +7,12 @@ import ast
 import base64
 import gzip
 import importlib.util
+import json
 import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -44,7 +46,7 @@ def program() -> ModuleType:
 
 def test_it_is_small_and_speaks_an_old_python() -> None:
     text = node_file("hydrate.py").read_text()
-    assert len(text.splitlines()) < 400
+    assert len(text.splitlines()) < 500
     ast.parse(text, feature_version=(3, 9))
 
 
@@ -109,10 +111,14 @@ def test_it_finds_out_whether_one_touch_loads_a_block(
     """With a device whose reads take what the case says; tests/system reads real ones."""
     clock, calls, left = [0.0], [], list(took)
 
-    def read_all(_device: str, parts: Any, _threads: int, touch: int = 0) -> tuple[dict[str, int], int]:
+    def read_all(
+        _device: str, parts: Any, _threads: int, touch: int = 0, done: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], int]:
         calls.append((len(list(parts)), touch))
         clock[0] += left.pop(0) if left else 1.0
-        return {"bytes": 0, "ranges": 0, "errors": 0}, 1 << 40
+        done = {} if done is None else done
+        done.update(bytes=0, ranges=0, errors=0)
+        return done, 1 << 40
 
     monkeypatch.setattr(program, "read_all", read_all)
     monkeypatch.setattr(program, "find_device", lambda *_: "/dev/none")
@@ -120,11 +126,72 @@ def test_it_finds_out_whether_one_touch_loads_a_block(
     path = tmp_path / "list"
     trace = Trace(size=1 << 30, parts=(Part(name="a", reads=tuple(Read(0, n << 10, 8) for n in range(ranges))),))
     path.write_text(hydrate_list(trace))
-    options = argparse.Namespace(
-        list=str(path), wait=0.0, touch=touch, in_flight=32, rest=False, memory=0, state="", metrics=""
-    )
-    assert program.hydrate(options)["state"] == "done"
+    options = argparse.Namespace(list=str(path), wait=0.0, touch=touch, in_flight=32, rest=False, memory=0)
+    state = program.State()
+    program.hydrate(options, state)
+    assert (state.head["phase"], state.blocks["state"]) == ("done", "done")
     assert calls == [*[(16, 0)] * len(took), (ranges, asked)]
+
+
+def test_its_state_tells_each_phase_and_how_far_it_is(
+    program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen by whoever reads the file in the middle of a stage."""
+    (tmp_path / "list").write_text(LIST)
+    state, seen = program.State(str(tmp_path / "run/state"), str(tmp_path / "run/prom")), []
+
+    def look() -> None:
+        told = json.loads((tmp_path / "run/state").read_text())
+        assert told["version"] == 1
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", told["since"])
+        assert 0 < told["uptime"] <= program.uptime()
+        seen.append((told["phase"], told.get("bytes"), told.get("wanted"), told.get("prefetch", {}).get("bytes")))
+
+    def find_device(_name: str, _patience: float) -> str:
+        look()
+        return "/dev/none"
+
+    def read_all(*given: Any) -> tuple[dict[str, Any], int]:
+        given[4].update(bytes=524288, errors=0)
+        state.write()  # as its thread does, each second
+        look()
+        return given[4], 1 << 40
+
+    def prefetch(_options: Any, _device: str, _uuid: str, done: dict[str, Any]) -> None:
+        deadline = time.monotonic() + 10
+        while state.head["phase"] != "prefetching" and time.monotonic() < deadline:
+            time.sleep(0.001)
+        done.update(bytes=4096, state="done")
+        state.write()
+        look()
+
+    for replaced in (find_device, read_all, prefetch):
+        monkeypatch.setattr(program, replaced.__name__, replaced)
+    options = argparse.Namespace(
+        list=str(tmp_path / "list"), wait=0.0, touch=0, in_flight=1, rest=False, memory=50, mounted=0.0
+    )
+    program.hydrate(options, state)
+    look()
+    assert seen == [
+        ("waiting", None, None, None),
+        ("loading", 524288, 1048576, None),
+        ("prefetching", 524288, 1048576, 4096),
+        ("done", 524288, 1048576, 4096),
+    ]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["prom", "state"]  # no half of one
+
+
+def test_a_node_without_the_disk_is_told_as_failed(
+    program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "list").write_text(LIST)
+    for words, state in ((["--wait", "0"], "no-device"), (["--list", str(tmp_path / "none")], "failed")):
+        given = ["hydrate.py", "--list", str(tmp_path / "list"), "--state", str(tmp_path / "state"), *words]
+        monkeypatch.setattr(sys, "argv", given)
+        monkeypatch.setattr(program, "confine", lambda: None)
+        program.main()
+        told = json.loads((tmp_path / "state").read_text())
+        assert (told["phase"], told["state"]) == ("failed", state)
 
 
 def test_what_a_node_gets(tmp_path: Path) -> None:
@@ -144,8 +211,9 @@ def test_the_daemonset_may_do_no_more_than_read_disks() -> None:
     assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
     (init,), (done,) = pod["initContainers"], pod["containers"]
     assert init["securityContext"]["readOnlyRootFilesystem"]
-    assert [mount["readOnly"] for mount in init["volumeMounts"]] == [True, True]
-    assert {volume["hostPath"]["path"] for volume in pod["volumes"]} == {"/dev", "/var/lib/containerd"}
+    written = [mount["mountPath"] for mount in init["volumeMounts"] if not mount.get("readOnly")]
+    assert written == ["/run/parbake"]
+    assert {volume["hostPath"]["path"] for volume in pod["volumes"]} == {"/dev", "/var/lib/containerd", *written}
     # What it reads counts as its own: a limit would throw it away again.
     assert "limits" not in init["resources"]
     assert done["securityContext"] == {
@@ -165,7 +233,7 @@ def test_the_program_holds_no_capability_and_can_get_only_that_to_read(tmp_path:
     script = (
         "import runpy, sys\n"
         f"hydrate = runpy.run_path({str(node_file('hydrate.py'))!r})\n"
-        "hydrate['main'].__globals__['hydrate'] = lambda _: print(open('/proc/self/status').read()) or {'state': 'x'}\n"
+        "hydrate['main'].__globals__['hydrate'] = lambda *_: print(open('/proc/self/status').read())\n"
         f"sys.argv[1:] = ['--state', {str(tmp_path / 'state')!r}]\n"
         "hydrate['main']()\n"
     )

@@ -268,7 +268,8 @@ def test_it_stops_when_memory_gets_tight(program: ModuleType, tmp_path: Path, mo
     monkeypatch.setattr(program.time, "monotonic", now)
     monkeypatch.setattr(program, "memory", memory)
     handle = os.open(tmp_path, os.O_PATH)
-    done, tight = program.fetch("/dev/null", handle, iter([(b"file", [(0, 4096)])] * 100), 1)
+    done: dict[str, int] = {}
+    tight = program.fetch("/dev/null", handle, iter([(b"file", [(0, 4096)])] * 100), 1, done)
     os.close(handle)
     assert tight
     assert done == {"bytes": 2 * 4096, "errors": 0, "gone": 0, "files": 1}
@@ -280,7 +281,8 @@ def test_files_that_are_gone_or_shorter_are_counted(
     (tmp_path / "file").write_bytes(b"x" * 5000)
     handle = os.open(tmp_path, os.O_PATH)
     jobs = [(b"file", [(0, 8192)]), (b"gone", [(0, 4096)]), (b"file", [(1 << 20, 4096)]), (b"../x", [(0, 1)])]
-    done, tight = program.fetch("/dev/null", handle, iter(jobs), 4)
+    done: dict[str, int] = {}
+    tight = program.fetch("/dev/null", handle, iter(jobs), 4, done)
     os.close(handle)
     assert (done["bytes"], done["errors"], done["gone"], tight) == (8192, 1, 2, False)
     assert "ends before" in capsys.readouterr().out

@@ -18,7 +18,7 @@ LINES = {
     "fleet": 6250,
     "images": 8500,
     "machine": 6100,
-    "node": 1170,
+    "node": 1225,
     "records": 2700,
     "rollouts": 5100,
     "verify": 1735,

@@ -57,7 +57,7 @@ NO_UUID = "00000000-0000-0000-0000-000000000000"
 # The runtime waits for the prefetch here, which waits for nothing that a runtime brings: it would never come otherwise.
 AWAITING = "etc/systemd/system/containerd.service.d/await.conf"
 AWAIT_PREFETCH = """[Service]
-ExecStartPre=/bin/sh -c 'until grep -q prefetch /run/parbake/hydrate.json; do sleep 3; done'
+ExecStartPre=/bin/sh -c 'until grep -q phase....done /run/parbake/hydrate.json; do sleep 3; done'
 TimeoutStartSec=infinity
 """
 
@@ -349,7 +349,7 @@ def test_a_cold_machine_hydrates_and_starts_whatever_is_wrong(baked: Baked, tmp_
         record = verify.write_verdict(baked.artefact, baked.record, verdict)
         told = {}
         for name in units:
-            wait = f"until test -e /run/parbake/{name}.json; do sleep 0.5; done; cat /run/parbake/{name}.json"
+            wait = f"until grep -E 'phase.*(done|failed)' /run/parbake/{name}.json; do sleep 0.5; done"
             told[name] = json.loads(guest.check(["sh", "-c", wait], timeout=within))
         # Read once all have told their figures: what they log comes before.
         journal = guest.check(["journalctl", "--no-pager", "--output=cat", "--boot"], timeout=within)
