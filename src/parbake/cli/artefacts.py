@@ -274,8 +274,18 @@ def verify(
     )
 
 
-@command(name="list")
-def list_(file: BakefilePath = DEFAULT_FILE) -> Result:
+@command(name="list", progress="plain")
+def list_(
+    events: Events,
+    file: BakefilePath = DEFAULT_FILE,
+    metrics: Annotated[
+        bool,
+        typer.Option("--metrics", help="Print figures for Prometheus instead; targets and registries are asked."),
+    ] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="With --metrics: ask nobody; what records say is all there is.")
+    ] = False,
+) -> Result:
     """List the artefacts, oldest first.
 
     It marks what a Bakefile's name alone means: the newest artefact, and for rollouts the newest verified one.
@@ -283,7 +293,14 @@ def list_(file: BakefilePath = DEFAULT_FILE) -> Result:
     from parbake import records
     from parbake.cli.text import artefacts
 
-    found = records.find(Project(file).output())
+    project = Project(file)
+    found = records.find(project.output())
+    if metrics:
+        from parbake.cli.text import measured as told
+        from parbake.workflows.metrics import measure
+
+        measured = measure(found, project.bakefile, file, events, offline=offline)
+        return Result(told.metrics_json(measured), lambda: told.metrics_text(measured))
     return Result(
         [{**artefacts.record_json(path, record), "meant": artefacts.meant(found, record)} for path, record in found],
         lambda: artefacts.records_text(found),

@@ -63,14 +63,21 @@ class Covered:
 
 
 @contextmanager
-def registries(bakefile: Bakefile | None, events: Events, *, patience: Patience | None = None) -> Iterator[LookUp]:
-    """Yield what asks registries, as the Bakefile says how, what a name means now; each name is asked for once."""
+def registry_of(bakefile: Bakefile | None, events: Events, *, patience: Patience | None = None) -> Iterator[Registry]:
+    """Yield what asks registries, in the role and by the options of a Bakefile, if there is one."""
     options, role = (bakefile.registries, role_of(bakefile)) if bakefile else (None, None)
     with (
         acting(bakefile) if bakefile else nullcontext(),
         Registry(options, events=events, patience=patience, role=role) as registry,
         closing_on_failure(registry),
     ):
+        yield registry
+
+
+@contextmanager
+def registries(bakefile: Bakefile | None, events: Events, *, patience: Patience | None = None) -> Iterator[LookUp]:
+    """Yield what asks registries, as the Bakefile says how, what a name means now; each name is asked for once."""
+    with registry_of(bakefile, events, patience=patience) as registry:
         gone: dict[str, str] = {}
 
         @cache

@@ -112,6 +112,7 @@ HERE = (
     Case("docs/how-to/fleet.md", proven=True),
     Case("docs/tutorial-fleet.md", shortcuts=NOTHING, proven=True),
     Case("docs/how-to/clean-up.md", own_cache=True),
+    Case("docs/how-to/metrics.md"),
     Case("docs/how-to/ebs.md"),
     Case("docs/how-to/ec2.md"),
     Case("docs/how-to/packer.md"),
@@ -302,7 +303,7 @@ def prepare(document: str, folder: Path, world: World) -> None:
             shutil.copy(world.authority, folder / "company-ca.pem")
         case "own-base" | "failed-verification":
             make_node_image(folder)
-        case "gitops" | "files":  # what is rolled out there
+        case "gitops" | "files" | "metrics":  # what is rolled out there
             (folder / "artefacts").mkdir()
             made = clusters.machine_image("node", "ami-0123456789abcdef0")
             records.write(folder / "artefacts", made)
