@@ -14,7 +14,7 @@ from parbake import cli, records
 from parbake.aws.tags import ARTEFACT, KEY, MANAGED, VERIFIED, as_list
 from parbake.core import run
 from parbake.core.events import Events
-from parbake.core.model import GIB, Artefact, Base, Platform, Published, Snapshot
+from parbake.core.model import GIB, Artefact, Base, Image, Platform, Published, Snapshot
 from parbake.core.signing import Signer
 from parbake.records import Record
 from parbake.workflows import rollout
@@ -32,10 +32,12 @@ def machine_image(
     size: int = 8 * GIB,
     region: str = REGION,
     architecture: str = "amd64",
+    images: tuple[Image, ...] = (),
 ) -> Record:
     """Return the record of a machine image that is published in one region."""
     base, platform = Base(kind="debian", identity=digest("recipe")), Platform(architecture=architecture)
-    images, artefact = (image(f"registry.example/{word}:1"),), Artefact(kind="machine-image")
+    images = images or (image(f"registry.example/{word}:1"),)
+    artefact = Artefact(kind="machine-image")
     made = plan(base=base, artefact=artefact, images=images, platform=platform)
     snapshot = Snapshot(id=ami.replace("ami", "snap"), size=size, device="/dev/xvda")
     return _published(made, word, passed, region, Published(image=ami, snapshots=(snapshot,)))

@@ -53,6 +53,7 @@ EXAMPLES: Final = {
     "clean": "parbake clean",
     "doctor": "parbake doctor",
     "coverage": "parbake coverage hello registry.example.com/team/app:1.4",
+    "observe": "parbake observe hello",
     "lint": "helm template chart > rendered.yaml\nparbake lint rendered.yaml",
     "export gcp": "parbake export gcp hello gcp",
     "export gke": "parbake export gke hello gke",

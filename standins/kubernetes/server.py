@@ -1,8 +1,8 @@
 """A small Kubernetes API server, for tests only: real kubectl talks to it.
 
 It serves discovery, OpenAPI v3, custom resources from CRD files (pruning, defaults, schema and CEL validation, the
-status subresource, generation), and a few kinds of its own (events, nodes) without a schema; get, list (label and field
-selectors), watch by resourceVersion, create, replace, delete, merge and JSON patch, and server-side apply.
+status subresource, generation), and a few kinds of its own (events, nodes, pods) without a schema; get, list (label
+and field selectors), watch by resourceVersion, create, replace, delete, merge and JSON patch, and server-side apply.
 
 Not modelled: conversion between versions other than the apiVersion's name, RBAC (verbs can be forbidden one by one),
 owner references, paging, bookmarks, strategic merge patch, protobuf, tables, logins, TLS. Admission is a function. What
@@ -36,6 +36,7 @@ CRDS = Path(__file__).parent / "karpenter-crds"
 _BUILT_IN = (
     Kind("", "v1", "events", "Event", namespaced=True),
     Kind("", "v1", "nodes", "Node"),
+    Kind("", "v1", "pods", "Pod", namespaced=True),
     Kind("", "v1", "namespaces", "Namespace"),
 )
 
@@ -360,15 +361,20 @@ def _yaml() -> Any:
     return YAML(typ="safe")
 
 
-@contextmanager
-def serving(folder: Path, *crds: str) -> Iterator[Server]:
-    """Serve the CRDs of these files, with a kubeconfig in a folder."""
+def store_of(*crds: str) -> Store:
+    """Return an empty store with these CRDs, and the kinds that every cluster has."""
     store = Store()
     for kind in _BUILT_IN:
         store.kinds[kind.group, kind.version, kind.plural] = kind
     for crd in load_crds(*crds):
         store.install(crd)
-    with listening(store, folder) as server:
+    return store
+
+
+@contextmanager
+def serving(folder: Path, *crds: str) -> Iterator[Server]:
+    """Serve the CRDs of these files, with a kubeconfig in a folder."""
+    with listening(store_of(*crds), folder) as server:
         yield server
 
 

@@ -66,6 +66,8 @@ class Store:
     policies: list[Callable[[Object | None, Object], str]] = field(default_factory=list)
     """What admission says to a write, given the object before and after; empty: nothing against it."""
     unauthorized: bool = False
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    """What time it is to the server."""
     before_patch: Callable[[], object] = lambda: None
     before_answer: Callable[[], object] = lambda: None
     """Called before any answer about objects; may raise Refused."""
@@ -171,7 +173,7 @@ class Store:
         metadata = new["metadata"]
         if old is None:
             metadata |= {"uid": str(uuid.uuid4()), "generation": 1}
-            metadata["creationTimestamp"] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            metadata["creationTimestamp"] = self.clock().strftime("%Y-%m-%dT%H:%M:%SZ")
             return
         for key in ("uid", "creationTimestamp", "generation", "resourceVersion", *_DELETION):
             if key in old["metadata"]:

@@ -14,6 +14,7 @@ from parbake.cli.app import (
     WHICH,
     BakefilePath,
     Folder,
+    KubeContext,
     RehearseIn,
     Result,
     Selector,
@@ -336,12 +337,16 @@ def report(
     to: Annotated[Path, typer.Option("--output", help="Where to write the page.", metavar="FILE")] = Path(
         "report.html"
     ),
+    from_cluster: Annotated[
+        bool, typer.Option("--from-cluster", help="Add what pods did with it in kubectl's cluster (`parbake observe`).")
+    ] = False,
+    context: KubeContext = "",
     file: BakefilePath = DEFAULT_FILE,
 ) -> Result:
     """Write a one-page HTML report of a cold start.
 
-    It has a waterfall of each start, a map of the blocks that it reads, and tables; for two records, side by side. The
-    page needs no network.
+    It has a waterfall of each start, a map of the blocks that it reads, and tables; for two records, side by side. With
+    --from-cluster it has which pods used the bake as well. The page needs no network.
     """
     from parbake.cli.report import Subject, page
     from parbake.core import atomic
@@ -352,6 +357,11 @@ def report(
     subjects = [
         Subject(*workflow.known(project.named(each), project.output(), events)) for each, project in projects.items()
     ]
+    seen = None
+    if from_cluster:
+        from parbake.workflows.observe import observe
+
+        seen = observe((), [each.record for each in subjects], context=context)
     with room_for(to):
-        atomic.replace(to, page(*subjects), mode=0o644)
+        atomic.replace(to, page(*subjects, seen=seen), mode=0o644)
     return written([to])

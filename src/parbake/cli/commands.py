@@ -48,6 +48,7 @@ COMMANDS: Final[Mapping[str, Mapping[str, Listed]]] = {
         "rollout": Listed("rollouts", "Roll an artefact out to the Bakefile's targets, and follow it to the nodes."),
         "rollback": Listed("rollouts", "Return targets to their previous artefact, and follow it to the nodes."),
         "status": Listed("rollouts", "Show what each target holds, and how far its nodes are."),
+        "observe": Listed("observe", "Show which pods used the bake, which pulled all the same, and why."),
         "freeze": Listed("rollouts", "Stop targets from replacing nodes, until `parbake thaw`."),
         "thaw": Listed("rollouts", "Let targets replace nodes again, after `parbake freeze`."),
         "watch": Listed("rollouts", "Bake and roll out whenever a tag, a build or the base moves."),

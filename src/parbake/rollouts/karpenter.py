@@ -21,7 +21,7 @@ from parbake.rollouts.protocol import OWNER, Change, Offer, Rollout, RolloutProg
 
 GROUP, CORE = "karpenter.k8s.aws", "karpenter.sh"
 _NODE_CLASSES = {"v1": "ec2nodeclasses", "v1beta1": "ec2nodeclasses", "v1alpha1": "awsnodetemplates"}
-_HASH = f"{GROUP}/ec2nodeclass-hash"
+HASH = f"{GROUP}/ec2nodeclass-hash"
 FROZEN = {"nodes": "0", "reasons": ["Drifted"]}
 """The budget that stops drift and nothing else."""
 _LATE_FIELDS = {
@@ -299,7 +299,7 @@ def judge(
     pools, events = tuple(pools), tuple(events)
     waiting = [*_unresolved(node_class, wanted), *(text for pool in pools for text in _pool_not_ready(pool))]
     resolved = not waiting
-    hash_wanted = node_class["metadata"].get("annotations", {}).get(_HASH, "")
+    hash_wanted = node_class["metadata"].get("annotations", {}).get(HASH, "")
     images = wanted.images or tuple(each.get("id", "") for each in node_class.get("status", {}).get("amis", []))
     ready = 0
     frozen = sorted(pool["metadata"]["name"] for pool in pools if FROZEN in _budgets(pool))
@@ -414,7 +414,7 @@ def _behind(claim: Mapping[str, Any], images: tuple[str, ...], hash_wanted: str)
     image = claim.get("status", {}).get("imageID", "")
     if images and image not in images:
         return f"runs {image or 'no known image'}"
-    if hash_wanted and claim["metadata"].get("annotations", {}).get(_HASH, hash_wanted) != hash_wanted:
+    if hash_wanted and claim["metadata"].get("annotations", {}).get(HASH, hash_wanted) != hash_wanted:
         return "still has the old disks"
     if conditions.get("Drifted", {}).get("status") == "True":
         return f"drifted: {conditions['Drifted'].get('reason', '')}"

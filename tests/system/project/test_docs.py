@@ -26,6 +26,7 @@ from standins import clusters, disks, documents, images
 from standins.base import default_base
 from standins.documents import ROOT, shapes
 from standins.ebs_direct_server import Cloud, Snapshot
+from standins.kubernetes import observed
 from standins.loopback import free_port
 from standins.preloaded import Preloaded
 from standins.registry import DockerRegistry, certificates
@@ -117,6 +118,7 @@ HERE = (
     Case("docs/how-to/ec2.md"),
     Case("docs/how-to/packer.md"),
     Case("docs/how-to/lint.md"),
+    Case("docs/how-to/observe.md"),
     Case("docs/how-to/other-clouds.md", shortcuts=frozenset({"bake", "export"})),
 )
 CASES = (TUTORIAL, MIGRATE, EKS, KARPENTER, ENGINE, *HERE)
@@ -154,7 +156,7 @@ DEPLOYMENT = {
 
 # Programs that a machine under test lacks, or must not run.
 STAND_INS = {
-    "kubectl": "cat <<'END'\n{manifests}\nEND",
+    "kubectl": """[ ! -e "$HOME/cluster" ] || exec cat "$HOME/cluster/$2.json"\ncat <<'END'\n{manifests}\nEND""",
     "helm": "cat <<'END'\n{manifests}\nEND",
     "kustomize": "cat <<'END'\n{manifests}\nEND",
     "docker": '[ "$1 $2 $4" = "login --username --password-stdin" ] || exit 1\nmkdir -p "$HOME/.docker"\n'
@@ -303,6 +305,10 @@ def prepare(document: str, folder: Path, world: World) -> None:
             shutil.copy(world.authority, folder / "company-ca.pem")
         case "own-base" | "failed-verification":
             make_node_image(folder)
+        case "observe":
+            (folder / "artefacts").mkdir()
+            records.write(folder / "artefacts", observed.MADE)
+            observed.as_files(observed.shop(), folder.parent / "home/cluster")
         case "gitops" | "files" | "metrics":  # what is rolled out there
             (folder / "artefacts").mkdir()
             made = clusters.machine_image("node", "ami-0123456789abcdef0")

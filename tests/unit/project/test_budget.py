@@ -11,7 +11,7 @@ LINES = {
     "aws": 4100,
     "bakefile": 2950,
     "builders": 4850,
-    "cli": 5335,
+    "cli": 5735,
     "coldstart": 1450,
     "containerd": 2300,
     "core": 4800,
@@ -22,7 +22,7 @@ LINES = {
     "records": 2700,
     "rollouts": 5100,
     "verify": 1735,
-    "workflows": 7345,
+    "workflows": 8370,
 }
 """The most lines of each wing's modules, without those that the protobuf compiler writes."""
 SLACK = 0.94

@@ -9,10 +9,12 @@ from importlib import resources
 
 from parbake import __version__
 from parbake.cli.report.charts import Bar, block_map, table, waterfall
+from parbake.cli.report.observed import section
 from parbake.coldstart.trace import Trace, merged
 from parbake.core.model import HydrateFigures
 from parbake.core.units import human_bytes
 from parbake.records import Record
+from parbake.workflows.observe import Observed
 
 _MOST_FILES = 20
 _STAGES = ("mount", "containerd", "sandbox", "start")
@@ -40,8 +42,8 @@ class Subject:
         return max(seconds, default=None)
 
 
-def page(subject: Subject, other: Subject | None = None) -> str:
-    """Return the report of a record, compared with another one if there is one."""
+def page(subject: Subject, other: Subject | None = None, *, seen: Observed | None = None) -> str:
+    """Return the report of a record, compared with another one, and with what pods did if that was seen."""
     both = [subject, *([other] if other else [])]
     until = max((bar.at + bar.seconds for each in both for _, bars in _falls(each) for bar in bars), default=0.0)
     parts = [_head(subject)]
@@ -49,6 +51,8 @@ def page(subject: Subject, other: Subject | None = None) -> str:
         parts.append(f"<h2>Compared</h2>{_comparison(subject, other)}")
     parts.append(f'<h2>Cold start</h2><div class="two">{"".join(_waterfalls(each, until) for each in both)}</div>')
     parts.append(f'<h2>What is read of the volume</h2><div class="two">{"".join(_map(each) for each in both)}</div>')
+    if seen:
+        parts.append(section(seen))
     for each in both:
         parts += [f"<h2>{escape(each.record.artefact)}</h2>" if other else "", _images(each), _files(each)]
     return framed(

@@ -18,13 +18,14 @@ from parbake.records import Record
 class BakedImage:
     """An image in a bake.
 
-    ``digest`` is empty while nobody knows it; ``by_digest`` says that it is stored so too, ``mounted`` that it is
-    proven as a pod's volume.
+    ``digest`` is empty while nobody knows it, ``config`` is that of its configuration; ``by_digest`` says that it is
+    stored so too, ``mounted`` that it is proven as a pod's volume.
     """
 
     reference: Reference
     digest: str = ""
     manifest: str = ""
+    config: str = ""
     by_digest: bool = False
     mounted: bool = False
 
@@ -95,6 +96,7 @@ def of_record(record: Record) -> Bake:
             image.reference,
             image.target.digest,
             image.manifest.digest,
+            image.config.digest,
             by_digest=image.also_by_digest or bool(image.reference.digest),
             mounted=_is_mounted(image.startup),
         )

@@ -13,7 +13,7 @@ from typing import Any
 from parbake.core.errors import BadReference
 from parbake.core.reference import Reference
 from parbake.core.units import human_bytes
-from parbake.core.yamltext import Where
+from parbake.core.yamltext import Where, as_map
 from parbake.images.workloads import VOLUME, Thing, images_of, pod_specs
 from parbake.workflows.lint.bakes import Bake, BakedImage
 from parbake.workflows.lint.rules import Finding, finding
@@ -54,6 +54,24 @@ def check_changed(pod: Thing, maker: Mapping[str, object], root: Thing, bakes: I
             for each in _container(root, replace(container, where=()), spec, bakes):
                 how = "was put into its pods" if image is None else "is so in its pods, not in its template"
                 yield replace(each, message=f"{each.message} ({container.name} {how})")
+
+
+def findings_on(
+    pod: Thing, container: str, image: str, policy: str, bakes: Iterable[Bake]
+) -> tuple[Reference | None, tuple[Finding, ...]]:
+    """Return what an image is called that a container of a pod asks for, and what keeps the pod from the bakes'."""
+    spec = as_map(pod.data.get("spec"))
+    if (reference := named(image)) is None:
+        return None, ()
+    return reference, tuple(_container(pod, _Container((), container, image, policy), spec, tuple(bakes)))
+
+
+def named(image: str) -> Reference | None:
+    """Return an image's name as the runtime knows it; None for a text that is none: it is filled in elsewhere."""
+    try:
+        return Reference.parse(image)
+    except BadReference:
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +115,8 @@ def _container(
 ) -> Iterator[Finding]:
     wanted = architectures(spec)
     fitting = [bake for bake in bakes if not wanted or bake.platform.architecture in wanted]
-    try:
-        reference = Reference.parse(container.image)
-    except BadReference:
-        return  # filled in by something else
+    if (reference := named(container.image)) is None:
+        return
     where, name = container.where, container.name
     if fitting:
         known = [image for bake in fitting if (image := bake.find(reference))]
