@@ -12,6 +12,7 @@ from parbake.coldstart import hydrate
 from parbake.coldstart.trace import Trace, hydrate_list, merged, prefetch_list, relocated, requests
 from parbake.core.errors import DiskFull, EnvironmentProblem, InputError
 from parbake.core.model import Plan, Platform
+from parbake.core.run import CAP_SYS_ADMIN, capable, need_root
 from parbake.machine import disk
 
 if TYPE_CHECKING:
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
 
 
 def place_of(plan: Plan, asked: Literal["machine", "host"] | None) -> Literal["machine", "host"]:
-    """Return where a plan's images are rehearsed, as ``asked`` (None: in a machine where KVM works, else here).
+    """Return where a plan's images are rehearsed, as ``asked`` (None: here, unless KVM works or this is not root).
 
     A machine image boots, always. Raises InputError where it is asked for otherwise, and EnvironmentProblem where a
-    machine is asked for that cannot be had.
+    machine is asked for that cannot be had, or this machine without root.
     """
     if plan.artefact.kind == "machine-image":
         if asked == "host":
@@ -32,16 +33,18 @@ def place_of(plan: Plan, asked: Literal["machine", "host"] | None) -> Literal["m
             )
         asked = "machine"
     if asked == "host":
+        need_root("a rehearsal on this machine", hint="leave --rehearse-in host out: a virtual machine needs no root")
         return asked
     from parbake.machine.vm import accelerator  # loads only where something is rehearsed
 
+    can_be_here = asked is None and capable(CAP_SYS_ADMIN)
     try:
         found = accelerator(plan.platform.architecture)
     except EnvironmentProblem:
-        if asked:
+        if not can_be_here:
             raise
         return "host"
-    return asked or ("machine" if found == "kvm" else "host")
+    return "host" if can_be_here and found == "tcg" else "machine"
 
 
 def rehearse_disk(image: Path, plan: Plan, events: Events, work: Path, where: RehearsalPlace) -> Trace:

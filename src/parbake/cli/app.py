@@ -59,7 +59,7 @@ RehearseIn = Annotated[
     typer.Option(
         "--rehearse-in",
         help="Where to start the images of a volume: in a virtual machine, or confined on this machine itself. "
-        "Default: in a machine if KVM works here.",
+        "Default: in a machine if KVM works here, or parbake is not root.",
         metavar="machine|host",
     ),
 ]

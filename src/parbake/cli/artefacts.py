@@ -182,7 +182,7 @@ def bake(
 
     Images with `build` are built and pushed first, if their context has changed. If the artefact exists and is
     verified, here or in the Bakefile's `store`, it does nothing. With --image it reads no Bakefile: it bakes an ext4
-    volume, named after the first image, into `artefacts`. Needs root.
+    volume, named after the first image, into `artefacts`. Needs root, but for an ext4 volume.
     """
     from parbake.cli.text import artefacts
     from parbake.workflows import bake as workflow

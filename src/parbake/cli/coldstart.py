@@ -62,9 +62,9 @@ def trace(
 ) -> Result:
     """Record which blocks a cold start reads, in which order.
 
-    For a record, it starts each image once with cold caches and without a network, in a virtual machine if KVM works or
-    the record is of a machine image, and writes the trace beside the artefact and its summary into the record. On a
-    running node, it records the reads of one device. Needs root.
+    For a record, it starts each image once with cold caches and without a network, in a virtual machine if KVM works,
+    root is missing or the record is of a machine image, and writes the trace beside the artefact and its summary into
+    the record. On a running node, it records the reads of one device. Needs root, but for a record of an ext4 volume.
     """
     from parbake import records
     from parbake.builders import RehearsalPlace

@@ -84,6 +84,8 @@ PROGRAMS = (
     ),
     Program("grub-mkimage", "makes the default base's boot loaders", (DEFAULT_BASE,), debian="grub-common"),
     Program("mmdebstrap", "makes the default base and the demo's image", (DEFAULT_BASE, "demo")),
+    Program("fakechroot", "makes the default base without root", (DEFAULT_BASE,), (), optional=True),
+    Program("fakeroot", "makes the default base without root", (DEFAULT_BASE,), optional=True),
     Program("buildah", "builds images", (BUILD, "demo"), group="builder"),
     Program("docker", "builds images, where buildah is missing", (BUILD,), group="builder", debian="docker.io"),
     Program("podman", "builds images, where buildah and docker are missing", (BUILD,), group="builder"),

@@ -119,6 +119,17 @@ def need(program: str) -> str:
     return path
 
 
+CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN = 6, 7, 21
+"""Capabilities by their numbers: capabilities(7), ``linux/capability.h``."""
+
+
+def capable(*numbers: int) -> bool:
+    """Whether the process is root and has these capabilities: in a container, root may lack them."""
+    status = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":\t" in line)
+    has = int(status["CapEff"], 16)
+    return os.geteuid() == 0 and all(has >> number & 1 for number in numbers)
+
+
 def need_root(what: str, *, hint: str = "run parbake with sudo") -> None:
     """Raise EnvironmentProblem unless the process is root; ``what`` says which act needs it."""
     if os.geteuid() != 0:

@@ -166,8 +166,10 @@ class Verification:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             machine = self.node.machine
-            what = f"{self.artefact.name} without a network ({machine.accelerator})"
-            text = f"Resume the machine that booted before, for {what}" if self.node.resumes else f"Boot {what}"
+            resumes, what = self.node.resumes, f"{self.artefact.name} without a network ({machine.accelerator})"
+            text = f"Resume the machine that booted before, for {what}" if resumes else f"Boot {what}"
+            if machine.accelerator == "tcg":
+                text += f": without KVM it usually takes {'some twenty seconds' if resumes else 'a minute'}"
             with self.events.stage("boot", text):
                 stack.enter_context(self.node)
             if self.node.is_docker:

@@ -15,6 +15,7 @@ from parbake.coldstart.trace import (
     Part,
     Recorder,
     Trace,
+    data_below,
     described,
     device_of,
     load,
@@ -51,14 +52,15 @@ def rehearse(
 ) -> Record:
     """Start every image of an artefact once with cold caches, and keep what it reads beside the artefact.
 
-    A machine image is booted for that; what lies in EC2 alone is fetched first. Returns the record with the trace's
-    summary. It lists what could not be rehearsed. ``plan`` says how the images start (None: as the record says),
-    ``where`` they do (None: where this machine can).
+    A machine image is booted for that; what lies in EC2 alone is fetched first. All but ext4 volumes take root.
+    Returns the record with the trace's summary. It lists what could not be rehearsed. ``plan`` says how the images
+    start (None: as the record says), ``where`` they do (None: where this machine can).
     Raises NotAsRecorded, before anything of it is used, when its bytes are not the record's; EnvironmentProblem where
     this machine cannot trace, MachineError for one that does not boot, AwsError where it cannot be fetched.
     """
     plan, where = plan or record.plan, where or RehearsalPlace()
-    run.need_root("rehearsing")
+    if plan.artefact.mounted:
+        run.need_root("rehearsing")
     place_of(plan, where.asked)  # what cannot be is refused before anything is fetched
     records.need_signer(artefact, signer)
     records.sweep(artefact.parent)
@@ -176,7 +178,7 @@ def record_node(what: str, seconds: float, events: Events) -> Trace:
             task.advance(passed - done)
             done = passed
     reads = recorder.reads
-    of_files = described(place, reads) if place is not None and reads else Described()
+    of_files = described(data_below(place), reads) if place is not None and reads else Described()
     return Trace(
         uuid=uuid,
         filesystem=filesystem,

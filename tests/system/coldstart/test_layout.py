@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from parbake.coldstart.trace import Trace, data_of, load, merged, prefetch_list
+from parbake.coldstart.rehearsal.volume import files_read
+from parbake.coldstart.trace import Read, Trace, data_below, data_of, described, load, merged, prefetch_list
 from parbake.core.blocks import BlockList
 from parbake.core.events import Events
 from parbake.machine import disk
@@ -95,6 +96,12 @@ def test_a_start_reads_less_of_the_same_files(private_places: Path, registry: Do
     together = sum(read.length for read in reads if any(read.sector in part for part in hot))
     assert together > 0.75 * sum(read.length for read in reads)
     assert traces(private_places) == []
+    # Whose data that is, the volume itself says as the kernel does, without being mounted.
+    artefact, at = Path(volume["artefact_path"]), private_places / "mounted"
+    whole = [Read(0, sector, 8) for sector in range(0, artefact.stat().st_size // 512, 8)]
+    with disk.private_mounts(), disk.mount(artefact, at, filesystem="ext4", read_only=True):
+        for asked in (reads, whole):
+            assert files_read(artefact, "ext4", asked, Path("nowhere")) == described(data_below(at), asked)
 
 
 def _zone(record: dict[str, Any]) -> list[tuple[int, int]]:

@@ -14,7 +14,16 @@ from typing import Any, Literal
 import pytest
 
 from parbake.coldstart.rehearsal.volume import identify
-from parbake.coldstart.trace import Part, Recorder, Trace, described, device_of, hydrate_list, prefetch_list
+from parbake.coldstart.trace import (
+    Part,
+    Recorder,
+    Trace,
+    data_below,
+    described,
+    device_of,
+    hydrate_list,
+    prefetch_list,
+)
 from parbake.core import run
 from parbake.core.events import Events
 from parbake.machine import disk
@@ -84,7 +93,7 @@ def read_cold(file: Path, kind: str, at: Path) -> Trace:
             finally:
                 run.run(["umount", str(at)])
         with disk.mount(file, at, filesystem=kind, read_only=True):
-            told = described(at, recorder.reads)
+            told = described(data_below(at), recorder.reads)
     _, uuid = identify(file)
     return Trace(
         uuid=uuid, filesystem=kind, size=file.stat().st_size, parts=(Part(name="a", reads=recorder.reads),), **told

@@ -16,7 +16,7 @@ from typing import Literal
 
 import pytest
 
-from parbake.coldstart.trace import Overrun, Recorder, device_of, load, merged, owned
+from parbake.coldstart.trace import Overrun, Recorder, data_below, device_of, load, merged, owned
 from parbake.coldstart.trace.tracefs import BUFFER, sweep, tracefs
 from parbake.core import cgroups, run
 from parbake.core.errors import EnvironmentProblem
@@ -71,7 +71,7 @@ def test_what_is_read_of_one_device_while_another_is_busy(kind: Literal["ext4", 
                 run.run(["mount", "-t", kind, "-o", "ro", device, str(at)])  # without a search for its kind
                 assert (at / "first").read_bytes() == noise
                 assert (at / "second").read_bytes() == noise[:70_000]
-            found, _ = owned(at, recorder.reads)
+            found, _ = owned(data_below(at), recorder.reads)
             run.run(["umount", str(at)])
         finally:
             busy.set()
@@ -97,7 +97,7 @@ def test_what_is_read_ahead_is_as_on_a_node(size: int, tmp_path: Path) -> None:
             Recorder(device_of(device)) as recorder,
         ):
             assert mapped[5 << 20] >= 0
-        found, _ = owned(at, recorder.reads)
+        found, _ = owned(data_below(at), recorder.reads)
         run.run(["umount", str(at)])
     assert [(each.path, each.read) for each in found] == [(b"library", size)]
 

@@ -105,6 +105,7 @@ HERE = (
     Case("docs/how-to/private-registries.md"),
     Case("docs/how-to/signing.md", shortcuts=NOTHING, proven=True),
     Case("docs/how-to/volume.md"),
+    Case("docs/how-to/without-root.md", shortcuts=frozenset({"bake", "verify"}) | ROLLOUTS),
     Case("docs/how-to/own-base.md"),
     Case("docs/how-to/failed-verification.md", shortcuts=frozenset({"bake"}), after="docs/how-to/own-base.md"),
     Case("docs/how-to/arm64.md", shortcuts=frozenset({"bake"})),

@@ -58,13 +58,14 @@ def bake(path: Path, *options: str, prefix: Sequence[str]) -> Done:
 
 
 def test_not_root(volume: Path, registry: DockerRegistry) -> None:
-    """Planning takes no root; what mounts does, and says so before it has fetched anything."""
+    """Planning takes no root, nor does an ext4 volume; what mounts does, and says so before it has fetched anything."""
     # Whether a file can be read is asked without privileges: it has to lie where anybody may look.
     volume.parent.chmod(0o755)
     prefix = [*within(["mount", "--bind", volume.parent, "/mnt"]), *NOBODY]
     path = Path("/mnt", volume.name)
     assert as_program("plan", "-f", path, "--json", prefix=prefix).good()["key"]
-    bake(path, prefix=prefix).refused(1, "EnvironmentProblem", "verifying needs root", hint="bake with --no-verify")
+    here = bake(path, "--rehearse-in", "host", prefix=prefix)
+    here.refused(1, "EnvironmentProblem", "a rehearsal on this machine needs root", hint="leave --rehearse-in host out")
     xfs_volume(volume.parent, registry)
     bake(path, "--no-verify", prefix=prefix).refused(1, "EnvironmentProblem", "baking needs root", hint="sudo")
 

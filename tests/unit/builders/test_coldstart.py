@@ -42,22 +42,42 @@ def accelerated(monkeypatch: pytest.MonkeyPatch) -> Accelerated:
 
 
 @pytest.mark.parametrize(
-    ("found", "asked", "place"),
+    ("found", "root", "asked", "place"),
     [
-        ("kvm", None, "machine"),
-        ("tcg", None, "host"),
-        ("none", None, "host"),
-        ("kvm", "host", "host"),
-        ("none", "host", "host"),
-        ("kvm", "machine", "machine"),
-        ("tcg", "machine", "machine"),
+        ("kvm", True, None, "machine"),
+        ("tcg", True, None, "host"),
+        ("none", True, None, "host"),
+        ("kvm", True, "host", "host"),
+        ("none", True, "host", "host"),
+        ("kvm", True, "machine", "machine"),
+        ("tcg", True, "machine", "machine"),
+        ("kvm", False, None, "machine"),
+        ("tcg", False, None, "machine"),
+        ("tcg", False, "machine", "machine"),
     ],
 )
-def test_volumes_are_rehearsed_in_a_machine_where_kvm_works_and_where_the_user_says(
-    accelerated: Accelerated, found: str, asked: Literal["machine", "host"] | None, place: str
+def test_volumes_are_rehearsed_in_a_machine_where_kvm_works_or_root_is_missing_and_where_the_user_says(
+    accelerated: Accelerated,
+    monkeypatch: pytest.MonkeyPatch,
+    found: str,
+    root: bool,
+    asked: Literal["machine", "host"] | None,
+    place: str,
 ) -> None:
     accelerated(found)
+    monkeypatch.setattr(coldstart, "capable", lambda *_: root)
     assert coldstart.place_of(VOLUME, asked) == place
+
+
+def test_nothing_is_rehearsed_on_this_machine_by_who_is_not_root(
+    accelerated: Accelerated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accelerated("tcg")
+    monkeypatch.setattr("os.geteuid", lambda: 12345)
+    with pytest.raises(EnvironmentProblem, match="a rehearsal on this machine needs root") as caught:
+        coldstart.place_of(VOLUME, "host")
+    assert "leave --rehearse-in host out" in caught.value.hint
+    make.need_rights(VOLUME, BakeOptions())
 
 
 def test_a_volume_for_another_architecture_is_not_for_the_machines_here(accelerated: Accelerated) -> None:

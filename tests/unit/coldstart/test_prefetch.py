@@ -105,13 +105,11 @@ def test_hostile_names_are_quoted_and_found(program: ModuleType, tmp_path: Path,
     os.close(root)
 
 
-def test_a_trace_of_hostile_names_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from parbake.coldstart.trace import owners
+def test_a_trace_of_hostile_names_can_be_written() -> None:
     from parbake.coldstart.trace.data import Read
 
-    found = [(os.fsencode(tmp_path) + b"/" + name, [(0, at * 8, 8)]) for at, name in enumerate(HOSTILE)]
-    monkeypatch.setattr(owners, "data_below", lambda _: iter(found))
-    told = described(tmp_path, [Read(0, 0, 8 * len(HOSTILE) + 16)])
+    found = [(name, [(0, at * 8, 8)]) for at, name in enumerate(HOSTILE)]
+    told = described(found, [Read(0, 0, 8 * len(HOSTILE) + 16)])
     assert told["metadata"] == ((4096 * len(HOSTILE), 8192),)
     trace = Trace(**told)
     assert parse(trace.model_dump_json(by_alias=True).encode()) == trace

@@ -12,7 +12,7 @@ LINES = {
     "bakefile": 2950,
     "builders": 4850,
     "cli": 5735,
-    "coldstart": 1450,
+    "coldstart": 1480,
     "containerd": 2300,
     "core": 4800,
     "fleet": 6250,
@@ -22,7 +22,7 @@ LINES = {
     "records": 2700,
     "rollouts": 5100,
     "verify": 1735,
-    "workflows": 8370,
+    "workflows": 8410,
 }
 """The most lines of each wing's modules, without those that the protobuf compiler writes."""
 SLACK = 0.94

@@ -98,7 +98,8 @@ def _move(piece: _Piece, count: int, zone: int, at: int) -> int:
 def _pieces(root: Path, requests: Iterable[tuple[int, int]]) -> Iterator[_Piece]:
     """Yield what is to be moved, each block once, in the order of the requests."""
     found: list[_Piece] = []
-    for path, data in data_below(root):
+    for name, data in data_below(root):
+        path = os.fsencode(root) + b"/" + name
         if PurePath(os.fsdecode(path)).name in _BY_PLACE:
             continue
         for logical, sector, length in data:

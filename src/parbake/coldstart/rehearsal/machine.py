@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from parbake.coldstart.rehearsal.cold_start import NotStarted, stages_of, wait_image
 from parbake.coldstart.rehearsal.overlay import writable
-from parbake.coldstart.rehearsal.volume import identify
-from parbake.coldstart.trace import SECTOR, Part, Read, Trace, described
+from parbake.coldstart.rehearsal.volume import files_read, identify
+from parbake.coldstart.trace import SECTOR, Part, Read, Trace, data_below, described
+from parbake.coldstart.trace.owners import Described
 from parbake.core import run
 from parbake.core.cgroups import Limits
 from parbake.core.errors import ContainerdError, DeadlineExceeded, EnvironmentProblem, MachineError
@@ -72,12 +73,13 @@ class TracedStarts:
 
 
 def rehearse_machine(image: Path, plan: Plan, events: Events, work: Path, base: Path | None = None) -> Trace:
-    """Boot a machine without a network, start images with cold caches, and return what is read. Needs root.
+    """Boot a machine without a network, start images with cold caches, and return what is read.
 
     ``image`` is not changed. A machine image's trace begins with its boot, firmware and kernel included, as far as they
     read the root file system; a volume is attached to ``base``, the image of a node (None: the default base). An image
-    that does not start is skipped. Raises MachineError when the machine does not boot, EnvironmentProblem where QEMU
-    cannot tell what is read.
+    that does not start is skipped. Root is needed for a machine image, and for a volume with another file system than
+    parbake's ext4. Raises MachineError when the machine does not boot, EnvironmentProblem where QEMU cannot tell what
+    is read.
     """
     log, memory = work / "reads.log", _MEMORY[0]
     if accelerator(plan.platform.architecture) == "kvm":  # as much as on the host, as far as that is of use
@@ -142,17 +144,13 @@ def trace_of(image: Path, plan: Plan, log: Path, starts: TracedStarts, work: Pat
             hint="it takes a QEMU with the trace backend `log`; "
             + ("--rehearse-in host does without" if starts.marks else "bake without --rehearse"),
         )
-    with disk.private_mounts(), _traced(image, plan, work) as (shown, start, size):
-        with disk.loop_device(shown, offset=start, size=size, read_only=True) as device:
-            filesystem, uuid = identify(Path(device))
-        parts, skipped = parts_of(starts, reads, until, start // SECTOR, size // SECTOR)
-        with disk.mount(shown, work / "owners", offset=start, size=size, filesystem=filesystem,
-                        read_only=True):  # fmt: skip
-            of_files = described(work / "owners", [read for part in parts for read in part.reads])
+    with _traced(image, plan, work) as traced:
+        parts, skipped = parts_of(starts, reads, until, traced.start // SECTOR, traced.size // SECTOR)
+        of_files = traced.describe([read for part in parts for read in part.reads])
     return Trace(
-        uuid=uuid,
-        filesystem=filesystem,
-        size=size,
+        uuid=traced.uuid,
+        filesystem=traced.filesystem,
+        size=traced.size,
         how="boot",
         made_at=timestamp(),
         parts=parts,
@@ -162,15 +160,33 @@ def trace_of(image: Path, plan: Plan, log: Path, starts: TracedStarts, work: Pat
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _FileSystem:
+    """The file system that is traced: where it lies on its disk, in bytes, and how to say whose data were read."""
+
+    filesystem: str
+    uuid: str
+    start: int
+    size: int
+    describe: Callable[[Sequence[Read]], Described]
+
+
 @contextmanager
-def _traced(image: Path, plan: Plan, work: Path) -> Iterator[tuple[Path, int, int]]:
-    """Yield the raw file that holds the file system which is traced, where that begins there, and its size: bytes."""
+def _traced(image: Path, plan: Plan, work: Path) -> Iterator[_FileSystem]:
+    """Yield the file system that is traced; to look into a machine image's root takes root."""
+    at = work / "owners"
     if plan.artefact.kind == "volume":
-        yield image, 0, image.stat().st_size
+        kind, uuid = identify(image)
+        yield _FileSystem(kind, uuid, 0, image.stat().st_size, lambda reads: files_read(image, kind, reads, at))
         return
-    with writable(image, work / "shown", image_format=qemu_format(plan.artefact.format)) as shown:
+    shown_as = qemu_format(plan.artefact.format)
+    with disk.private_mounts(), writable(image, work / "shown", image_format=shown_as) as shown:
         root = disk.find_root(shown)
-        yield shown, root.start, root.size
+        start, size = root.start, root.size
+        with disk.loop_device(shown, offset=start, size=size, read_only=True) as device:
+            kind, uuid = identify(Path(device))
+        with disk.mount(shown, at, offset=start, size=size, filesystem=kind, read_only=True):
+            yield _FileSystem(kind, uuid, start, size, lambda reads: described(data_below(at), reads))
 
 
 def parts_of(

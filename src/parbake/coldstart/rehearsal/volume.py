@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parbake.coldstart.rehearsal.cold_start import NotStarted, cold_start
 from parbake.coldstart.rehearsal.overlay import writable
-from parbake.coldstart.trace import Overrun, Part, Recorder, Trace, described, device_of
+from parbake.coldstart.trace import SECTOR, Overrun, Part, Read, Recorder, Trace, data_below, described, device_of
 from parbake.coldstart.trace.owners import Described
 from parbake.coldstart.trace.tracefs import BUFFER, LARGEST_BUFFER
 from parbake.core import cgroups, run
@@ -17,6 +18,7 @@ from parbake.core.netns import no_network
 from parbake.core.plan import starting
 from parbake.core.timestamps import timestamp
 from parbake.machine import disk
+from parbake.machine.ext4 import BLOCK, ForeignVolume, files_in
 
 if TYPE_CHECKING:
     from parbake.core.events import Events
@@ -44,7 +46,7 @@ def rehearse_volume(artefact: Path, plan: Plan, events: Events, work: Path) -> T
                     skipped[str(image.reference)] = str(error)
                     if isinstance(error, NotStarted) and error.by_itself:
                         failed.append(str(image.reference))
-        of_files = _owners(artefact, parts, work / "owners", filesystem)
+        of_files = files_read(artefact, filesystem, [read for part in parts for read in part.reads], work / "owners")
     return Trace(
         uuid=uuid,
         filesystem=filesystem,
@@ -90,9 +92,18 @@ def _start(artefact: Path, plan: Plan, image: Image, folder: Path, filesystem: s
     return Part(name=str(image.reference), seconds=round(sum(stages.values()), 3), stages=stages, reads=recorder.reads)
 
 
-def _owners(artefact: Path, parts: list[Part], at: Path, filesystem: str) -> Described:
-    reads = [read for part in parts for read in part.reads]
+def files_read(volume: Path, filesystem: str, reads: Sequence[Read], at: Path) -> Described:
+    """Return whose data was read of a volume; any but parbake's own ext4 is mounted for that, which takes root."""
     if not reads:
         return Described()
-    with disk.mount(artefact, at, filesystem=filesystem, read_only=True):
-        return described(at, reads)
+    pages = BLOCK // SECTOR
+    with suppress(ForeignVolume):
+        return described(
+            (
+                (path, [(logical * BLOCK, place * pages, count * pages) for logical, place, count in extents])
+                for path, extents in files_in(volume)
+            ),
+            reads,
+        )
+    with disk.private_mounts(), disk.mount(volume, at, filesystem=filesystem, read_only=True):
+        return described(data_below(at), reads)

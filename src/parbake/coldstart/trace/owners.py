@@ -1,6 +1,7 @@
-"""From blocks to files: whose data the traced sectors are, asked of a mounted file system through FIEMAP.
+"""From blocks to files: whose data the traced sectors are.
 
-Source: Documentation/filesystems/fiemap.rst. Works for ext4 and xfs alike, and needs no tool.
+A mounted file system is asked through FIEMAP (Documentation/filesystems/fiemap.rst), ext4 and xfs alike. A volume of
+parbake's own is read as it is (``machine.ext4.files_in``), which takes no root.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import fcntl
 import os
 import stat
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ _PAGE: Final = 4096
 _PER_PAGE: Final = _PAGE // SECTOR
 _LARGEST: Final = 1 << 40  # pages: runs of any length
 Range = tuple[int, int]
+type FileData = tuple[bytes, Sequence[tuple[int, int, int]]]
+"""A file's path below the root of its file system, and where its data are: offset in bytes, first sector, count."""
 _LAST, _NOT_ON_DISK = 0x1, 0x2 | 0x4 | 0x200  # unknown, delayed allocation, inline data
 
 
@@ -70,16 +73,16 @@ def data_of(file: int) -> Iterator[tuple[int, int, int]]:
             return
 
 
-def owned(root: Path, reads: Iterable[Read]) -> tuple[tuple[HotFile, ...], tuple[Range, ...]]:
-    """Return the files below a mounted root that reads touched, and what they read that belongs to no file.
+def owned(data: Iterable[FileData], reads: Iterable[Read]) -> tuple[tuple[HotFile, ...], tuple[Range, ...]]:
+    """Return the files whose ``data`` reads touched, and what they read that belongs to no file.
 
     Both are in the order of the first touch; the latter are ranges of the device: offset and length in bytes, by pages.
     """
     begins, ends, owners, offsets = list[int](), list[int](), list[int](), list[int]()
     paths, sizes, mapped = list[bytes](), list[int](), list[tuple[int, int, int, int]]()
-    for path, found in data_below(root):
+    for path, found in data:
         mapped += [(first, first + count, len(paths), logical) for logical, first, count in found]
-        paths.append(os.path.relpath(path, os.fsencode(root)))
+        paths.append(path)
         sizes.append(sum(count for _, _, count in found) * SECTOR)
     for begin, end, owner, logical in sorted(mapped):
         begins.append(begin)
@@ -113,12 +116,12 @@ def owned(root: Path, reads: Iterable[Read]) -> tuple[tuple[HotFile, ...], tuple
     return files, tuple((first * _PAGE, count * _PAGE) for first, count in spans(rest, most=_LARGEST))
 
 
-def described(root: Path, reads: Iterable[Read]) -> Described:
-    """Return what a trace says of the files below a mounted root: ``files`` and ``metadata``, as its keywords.
+def described(data: Iterable[FileData], reads: Iterable[Read]) -> Described:
+    """Return what a trace says of a file system's files: ``files`` and ``metadata``, as its keywords.
 
     Names are percent-encoded. A file whose name is longer than a trace holds is left out.
     """
-    files, metadata = owned(root, reads)
+    files, metadata = owned(data, reads)
     named = ((quote(file.path, safe="/+@=,:"), file) for file in files)
     return {
         "files": tuple(HotEntry(name, file.read, file.ranges) for name, file in named if len(name) <= LONGEST),
@@ -126,8 +129,8 @@ def described(root: Path, reads: Iterable[Read]) -> Described:
     }
 
 
-def data_below(root: Path) -> Iterator[tuple[bytes, list[tuple[int, int, int]]]]:
-    """Yield the regular files below a root that have data on the device, each with these (see ``data_of``)."""
+def data_below(root: Path) -> Iterator[FileData]:
+    """Yield the regular files below a mounted root that have data on the device."""
     for path in _regular_files(root):
         with suppress(OSError):
             handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NOATIME | os.O_CLOEXEC)
@@ -136,7 +139,7 @@ def data_below(root: Path) -> Iterator[tuple[bytes, list[tuple[int, int, int]]]]
             finally:
                 os.close(handle)
             if found:
-                yield path, found
+                yield os.path.relpath(path, os.fsencode(root)), found
 
 
 def _regular_files(root: Path) -> Iterator[bytes]:

@@ -1,7 +1,8 @@
 """Build the default base: packages into a folder (mmdebstrap), the folder into ext4 (mke2fs), then both boot loaders.
 
 Nothing is mounted by us, and mmdebstrap runs in its own mount and PID namespaces: a build that is killed leaves a work
-folder, which the next build or ``parbake clean`` removes.
+folder, which the next build or ``parbake clean`` removes. Who is not root has no namespaces and gets the same base by
+other means: fakechroot(1) leads packages' programs into the new root, fakeroot(1) remembers whose its files are.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from parbake.core.emulation import runnable
 from parbake.core.errors import CommandFailed, DiskFull, EnvironmentProblem
 from parbake.core.events import Events
 from parbake.core.model import Platform
-from parbake.core.run import find, isolated, need_root, run
+from parbake.core.run import CAP_SYS_ADMIN, capable, find, isolated, need_root, run
 from parbake.core.workspace import lock, part_of, publish, remove_leftovers, work_folder
 from parbake.machine.base import native
 from parbake.machine.base.grub import MODULES, PACKAGES, install_bios, make_bios_core, make_efi_program
@@ -35,6 +36,9 @@ _EMULATED = 4  # times as long where programs are emulated
 # pointers among it, and they take a quarter longer.
 _EMULATED_CPU = {"arm64": {"QEMU_CPU": "cortex-a72"}}
 _GRUB = "grub"
+_OWNERS = "owners"  # fakeroot's list of whose files are, for who is not root
+_AS_ROOT, _AS_USER = ("--mode=root", "--format=directory"), ("--mode=fakechroot", "--format=tar")
+_FOREIGN = "make it once as root, with this user's key for the cache; or bake with `verify: canary`"
 _CHECKED_HASH = struct.pack("<I", 3)  # PEP 552: the flags of bytecode that Python compares with its source by a hash
 
 
@@ -46,20 +50,20 @@ def ensure(
     serial: str = "",
     platform: Platform | None = None,
 ) -> Path:
-    """Return the default base as a raw disk below ``cache``, built when it is not there yet. Needs root to build.
+    """Return the default base as a raw disk below ``cache``, built when it is not there yet.
 
     One build at a time for each recipe; the file is complete or absent. Packages for another architecture than this
-    machine's are set up in emulation. Raises InputError for another ``platform`` (None: this machine's) than
-    linux/amd64 and linux/arm64, EnvironmentProblem when a program is missing, CommandFailed when packages cannot be
-    had, DiskFull.
+    machine's are set up in emulation, which needs root. Raises InputError for another ``platform`` (None: this
+    machine's) than linux/amd64 and linux/arm64, EnvironmentProblem when a program is missing, CommandFailed when
+    packages cannot be had, DiskFull.
     """
     platform = platform or Platform.host()
     recipe = describe(platform, packages, serial=serial)
     folder = cache / "base"
     disk = folder / recipe.file_name
     ours = _is_ours(disk, events)
-    if not ours:
-        need_root("making the default base image")
+    if not ours and _is_foreign(recipe):
+        need_root(f"making the default base image for {platform}", hint=_FOREIGN)
     part_of(cache, folder.name)
     if ours:
         return disk
@@ -103,7 +107,7 @@ def _build(recipe: Recipe, work: Path, events: Events) -> Path:
         with image.open("wb") as disk:
             disk.truncate(recipe.size)
         run(["sfdisk", "--quiet", str(image)], stdin=recipe.partition_script.encode())
-        _make_root(recipe, root, image)
+        _make_root(recipe, root, image, work)
         modules = work / _GRUB / MODULES.relative_to("/") if _is_foreign(recipe) else MODULES
         _make_esp(recipe, work, image, modules)
         if recipe.architecture == "amd64":  # the others know no BIOS
@@ -121,7 +125,8 @@ def _need_tools() -> None:
         package
         for program, package in (
             ("mmdebstrap", "mmdebstrap"), ("mke2fs", "e2fsprogs"), ("sfdisk", "fdisk"), ("mkfs.vfat", "dosfstools"),
-            ("mcopy", "mtools"), ("grub-mkimage", "grub-common"), ("unshare", "util-linux"),
+            ("mcopy", "mtools"), ("grub-mkimage", "grub-common"),
+            *([("unshare", "util-linux")] if capable(CAP_SYS_ADMIN) else [("fakechroot",) * 2, ("fakeroot",) * 2]),
         )
         if not find(program)
     ]  # fmt: skip
@@ -142,22 +147,26 @@ def _install(recipe: Recipe, work: Path) -> Path:
     generators.mkdir(parents=True)
     for name in recipe.masked_generators:
         (generators / name).symlink_to("/dev/null")
-    root = work / "root"
-    mirrors = _mirrors(recipe, work)
+    root, packed = work / "root", work / "root.tar"
+    mirrors, as_root = _mirrors(recipe, work), capable(CAP_SYS_ADMIN)
     command = [
-        "mmdebstrap", "--quiet", "--mode=root", "--format=directory", "--variant=minbase",
+        "mmdebstrap", "--quiet", *(_AS_ROOT if as_root else _AS_USER), "--variant=minbase",
         f"--architectures={recipe.architecture}", f"--include={','.join(recipe.packages)}",
         *(f"--dpkgopt=path-exclude={pattern}" for pattern in recipe.left_out),
         *(f"--dpkgopt=path-include={pattern}" for pattern in recipe.kept),
         *(_foreign(recipe, work, mirrors) if _is_foreign(recipe) else ()),
-        "--setup-hook=sync-in early /",
-        "--customize-hook=sync-in tree /",
+        '--setup-hook=cp -r --preserve=mode early/. "$1"',
+        '--customize-hook=cp -r --preserve=mode tree/. "$1"',
         f'--customize-hook=chroot "$1" systemctl --quiet mask {shlex.join(recipe.masked_units)}',
         f'--customize-hook=chroot "$1" systemctl --quiet enable {shlex.join(recipe.enabled_units)}',
         *(f"--customize-hook={line}" for line in recipe.finish),
-        recipe.suite, str(root), *mirrors,
+        recipe.suite, str(root if as_root else packed), *mirrors,
     ]  # fmt: skip
     _mmdebstrap(command, recipe, work)
+    if not as_root:  # only inside of the new root do its links lead where they will: so it is packed there
+        root.mkdir()
+        run(["fakeroot", "-s", str(work / _OWNERS), "tar", "-C", str(root), "-xpf", str(packed)])
+        packed.unlink()
     return root
 
 
@@ -166,7 +175,12 @@ def _mmdebstrap(command: list[str], recipe: Recipe, work: Path) -> None:
     if _is_foreign(recipe):
         env |= _EMULATED_CPU.get(recipe.architecture, {})
     try:
-        run(isolated(command), cwd=work, env=env, timeout=_TIMEOUT * (_EMULATED if _is_foreign(recipe) else 1))
+        run(
+            isolated(command) if "--mode=root" in command else command,
+            cwd=work,
+            env=env,
+            timeout=_TIMEOUT * (_EMULATED if _is_foreign(recipe) else 1),
+        )
     except CommandFailed as error:
         _raise_disk_full(error, work)
         raise CommandFailed(
@@ -251,11 +265,13 @@ def _date_bytecode(root: Path, epoch: int) -> None:
             path.write_bytes(compiled[:4] + times + compiled[16:])
 
 
-def _make_root(recipe: Recipe, root: Path, image: Path) -> None:
+def _make_root(recipe: Recipe, root: Path, image: Path, work: Path) -> None:
     _date_bytecode(root, recipe.epoch)
     _limit_times(root, recipe.epoch)
     part = recipe.slice("root")
+    owners = work / _OWNERS
     command = [
+        *(["fakeroot", "-i", str(owners)] if owners.exists() else []),
         "mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-m", "1", "-L", "root",
         "-U", recipe.uuid("root"),
         "-i", "8192",  # layers hold many small files

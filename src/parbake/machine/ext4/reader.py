@@ -5,14 +5,20 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator, MutableMapping
+from pathlib import Path
 from typing import Final
 
 from parbake.core.errors import ParbakeError
 from parbake.core.filetree import Extents, FileNode
 from parbake.machine.ext4 import directories, inodes, xattrs
-from parbake.machine.ext4.superblock import BLOCK, INODE, Superblock
+from parbake.machine.ext4.superblock import BLOCK, INODE, ForeignVolume, Superblock
 
 _PIECE: Final = 1 << 20
+_ROOT: Final = 2
+_DEEPEST, _MOST_TREE = 5, 1 << 16
+"""Levels of a file's extent tree (the kernel's limit), and blocks of it that are read: enough for 80 GB in pieces of
+4 KiB."""
+_SENSELESS: Final = (struct.error, IndexError, ValueError, RecursionError)
 
 
 class _Children(MutableMapping[bytes, FileNode]):
@@ -107,16 +113,48 @@ class Reader:
         return os.pread(self._superblock.handle, BLOCK, number * BLOCK)
 
     def extents(self, data: bytes, tree: list[int] | None = None) -> Extents:
-        """Return what a node of an extent tree leads to; ``tree`` gets the numbers of the blocks below it."""
+        """Return what a node of an extent tree leads to; ``tree`` gets the numbers of the blocks below it.
+
+        Raises ForeignVolume for a tree that nothing would have made, such as one that leads to itself.
+        """
+        tree = [] if tree is None else tree
         _, count, _, depth = struct.unpack_from("<HHHH", data)
+        if depth > _DEEPEST or len(tree) > _MOST_TREE:
+            raise ForeignVolume("a file's extents make no sense", hint="bake it again, with --from-scratch")
         found: list[tuple[int, int, int]] = []
         for at in range(12, 12 + 12 * count, 12):
             if depth:
                 low, high = struct.unpack_from("<IH", data, at + 4)
-                if tree is not None:
-                    tree.append(low | high << 32)
+                tree.append(low | high << 32)
                 found += self.extents(self._block(low | high << 32), tree)
             else:
                 logical, length, high, low = struct.unpack_from("<IHHI", data, at)
                 found.append((logical, low | high << 32, length))
         return tuple(found)
+
+
+def files_in(path: Path) -> Iterator[tuple[bytes, Extents]]:
+    """Yield the regular files of a volume that have data, by their path below its root; a hard-linked one once.
+
+    The file at ``path`` is only read, and nobody need be root. Raises ForeignVolume for what parbake's writer has not
+    made, however much has come by then.
+    """
+    with path.open("rb", buffering=0) as file:
+        try:
+            yield from _files(Reader(Superblock(file.fileno())))
+        except _SENSELESS as error:
+            raise ForeignVolume(f"{path} is damaged: {error}", hint="bake it again, with --from-scratch") from error
+
+
+def _files(reader: Reader) -> Iterator[tuple[bytes, Extents]]:
+    seen, folders = {_ROOT}, [(b"", reader.node(_ROOT))]
+    while folders:
+        above, folder = folders.pop()
+        for name, node in sorted((folder.children or {}).items()):
+            if node.number in seen:
+                continue
+            seen.add(node.number)
+            if node.is_folder:
+                folders.append((above + name + b"/", node))
+            elif node.is_file and node.extents:
+                yield above + name, node.extents

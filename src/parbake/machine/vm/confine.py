@@ -11,23 +11,18 @@ import os
 from pathlib import Path
 from typing import Final, Protocol, Self, override
 
-from parbake.core.run import User
+from parbake.core.run import CAP_SETGID, CAP_SETUID, User, capable
 
 SANDBOX: Final = ("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
 
 _KVM: Final = Path("/dev/kvm")
 _FIRST_USER: Final = 0x70620000  # in a range that systemd's list says nobody uses; a parbake process has one of its own
 _NOBODY: Final = 65534  # where a container has no such number
-_CAP_SETGID, _CAP_SETUID = 6, 7
 
 
 def user() -> User | None:
     """Return whom QEMU runs as; None: as ourselves, who are not root, or root that may not become another user."""
-    status = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":\t" in line)
-    capable = int(status["CapEff"], 16)
-    if os.geteuid() != 0 or not (capable >> _CAP_SETUID & capable >> _CAP_SETGID & 1):
-        return None
-    if Path("/proc/self/setgroups").read_text().strip() == "deny":
+    if not capable(CAP_SETGID, CAP_SETUID) or Path("/proc/self/setgroups").read_text().strip() == "deny":
         return None
     users, groups = (Path(f"/proc/self/{kind}_map").read_text() for kind in ("uid", "gid"))
     wanted = (_FIRST_USER | (os.getpid() & 0xFFFF), _NOBODY)

@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
@@ -16,7 +16,7 @@ from pydantic import Field
 from parbake.core.errors import CommandFailed, DeadlineExceeded, EnvironmentProblem, ParbakeError
 from parbake.core.extras import how_to_add
 from parbake.core.model import GIB, Frozen, Platform
-from parbake.core.programs import PROGRAMS, XFS, Program
+from parbake.core.programs import PROGRAMS, XFS, Program, package_of
 from parbake.core.run import CONTAINERD, find, isolated, run
 from parbake.machine import vm
 from parbake.machine.vm.boards import BOARDS
@@ -161,7 +161,8 @@ def judge(facts: Facts) -> tuple[Check, ...]:
     builders = [_builders(facts)]
     wanted = (program for program in PROGRAMS if not program.group and program.emulates != facts.machine)
     programs = [_program(program, facts) for program in wanted]
-    return (*_system(facts), *programs, *builders, *_extras(facts), *_space(facts))
+    of_a_user = () if _mounts(facts) else _of_a_user(facts)
+    return (*_system(facts), *programs, *builders, *_extras(facts), *_space(facts), *of_a_user)
 
 
 def _check(good: bool, name: str, purpose: str, needed_by: tuple[str, ...], hint: str, *, mild: bool = False) -> Check:
@@ -171,17 +172,62 @@ def _check(good: bool, name: str, purpose: str, needed_by: tuple[str, ...], hint
     return Check(name=name, purpose=purpose, needed_by=needed_by, status=status, hint="" if good else hint)
 
 
+def _mounts(facts: Facts) -> bool:
+    """Whether commands that mount something can work here: in many containers, not even root mounts."""
+    return facts.root and facts.mount_namespaces
+
+
 def _system(facts: Facts) -> Iterator[Check]:
-    baking, known = ("bake", "verify"), facts.filesystems
+    mounting, known, mild = ("bake", "verify", "trace"), facts.filesystems, not _mounts(facts)
     namespaces = "run as root; in a container, with the capability CAP_SYS_ADMIN"
-    root = "run parbake with sudo; an ext4 volume is baked without (bake --no-verify)"
-    yield _check(facts.root, "root", "mounts and loop devices", baking, root)
-    yield _check(facts.mount_namespaces, "mount namespaces", "mounts that vanish with the run", baking, namespaces)
+    root = "run parbake with sudo for what it mounts; the last rows say what this user has"
+    yield _check(facts.root, "root", "mounts and loop devices", mounting, root, mild=True)
+    spaces, what = facts.mount_namespaces, "mounts that vanish with the run"
+    yield _check(spaces, "mount namespaces", what, mounting, namespaces, mild=mild)
     loops = "modprobe loop; in a container, run it privileged"
-    yield _check(facts.loop_devices, "loop devices", "open disks and volumes", baking, loops)
-    yield _check("overlay" in known, "overlayfs", "unpack layers as nodes do", ("bake",), "modprobe overlay")
-    yield _check("ext4" in known, "ext4", "the usual file system", baking, "modprobe ext4")
+    yield _check(facts.loop_devices, "loop devices", "open disks and volumes", mounting, loops, mild=mild)
+    yield _check("overlay" in known, "overlayfs", "unpack layers as nodes do", ("bake",), "modprobe overlay", mild=mild)
+    yield _check("ext4" in known, "ext4", "the usual file system", mounting, "modprobe ext4", mild=mild)
     yield _check("xfs" in known, "xfs", "mount xfs", (XFS,), "modprobe xfs", mild=True)
+
+
+# What a volume's bake runs without root, and what its rehearsal and its proof take besides, with the base they boot.
+_FILLS = ("blkid", "e2fsck", "mke2fs", "setpriv")
+_PROVES = ("fakechroot", "fakeroot", "grub-mkimage", "mcopy", "mkfs.vfat", "mmdebstrap", "qemu-img", "sfdisk")
+_SLOW = (
+    "in an emulated machine: the first takes some two minutes more (its base is made, and it boots), each later one "
+    "half a minute before its images start"
+)
+
+
+def _of_a_user(facts: Facts) -> Iterator[Check]:
+    """Say what each command can do here for a user who is not root."""
+
+    def check(name: str, commands: tuple[str, ...], found: str, lacking: Iterable[str]) -> Check:
+        packages = sorted({package_of(each) for each in lacking})
+        hint = f"apt-get install {' '.join(packages)}" if packages else ""
+        made = _check(not packages, name, "what this user has", commands, hint)
+        return made if packages else made.model_copy(update={"found": found})
+
+    def lacks(names: Iterable[str]) -> list[str]:
+        return [name for name in names if name not in facts.programs]
+
+    qemu = [] if facts.accelerator != "none" else [BOARDS[facts.machine].qemu] if facts.machine in BOARDS else []
+    proof = ("bake", "verify", "trace", "watch", "fleet worker")
+    proven = "in a machine with KVM" if facts.accelerator == "kvm" else _SLOW
+    yield check("fill ext4 volumes", ("bake --no-verify",), "without a mount", lacks(_FILLS))
+    yield check("rehearse and verify ext4 volumes", proof, proven, [*lacks((*_FILLS, *_PROVES)), *qemu])
+    others = ("plan", "lint", "rollout", "rollback", "copy", "list", "show", "prune", "advise")
+    yield check("all that mounts nothing", others, "as root has it", lacks(["setpriv"]))
+    rest = ("base:", XFS, "images[].build", "export gke", "demo", "--rehearse-in host")
+    yield _check(
+        False,
+        "mount and build",
+        "what root alone has",
+        rest,
+        "run parbake as root; in a container, privileged",
+        mild=True,
+    )
 
 
 def _program(program: Program, facts: Facts) -> Check:

@@ -17,6 +17,7 @@ from parbake.core.model import Platform
 from parbake.core.run import run
 from parbake.machine import base, disk
 from standins.disks import sh
+from standins.users import USER, ordinary
 
 pytestmark = pytest.mark.root
 
@@ -27,6 +28,8 @@ MMDEBSTRAP = """#!/bin/sh
 set -e
 while [ "$1" != trixie ]; do printf '%s\\n' "$1" >>"$NOTES"; shift; done
 printf 'root %s\\nsources %s\\n' "$2" "${3-none}" >>"$NOTES"
+packed=$2 root=${2%.tar}
+shift 2; set -- trixie "$root" "$@"
 [ -z "$3" ] || cp "$3" "$NOTES.sources"
 $BEHAVE
 mkdir -p "$2/usr/lib" "$2/boot"
@@ -36,7 +39,9 @@ ln -s ../usr/lib/os-release "$2/etc/os-release"
 echo kernel >"$2/vmlinuz"
 echo initrd >"$2/initrd.img"
 ln "$2/vmlinuz" "$2/boot/linked"
+chmod 4755 "$2/vmlinuz"
 setfattr -n user.sample -v yes "$2/vmlinuz" 2>/dev/null || true
+[ "$packed" = "$2" ] || { tar --numeric-owner --owner=0 --group=0 -C "$2" -cf "$packed" . && rm -r "$2"; }
 """
 APT_GET = """#!/bin/sh
 printf 'http://user:word@mirror.example/debian/\\ttrixie\\tmain\\t/usr/share/keyrings/some.pgp\\n'
@@ -106,6 +111,22 @@ def test_it_is_made_once_and_the_same_each_time(tmp_path: Path, monkeypatch: pyt
     assert disk.sha256_file(first, Events()) == disk.sha256_file(second, Events())
     third = base.ensure(tmp_path / "two", Events(), packages=["socat"], serial="later")
     assert third.name != second.name
+
+
+def test_whoever_makes_it_has_the_same_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files of who is not root are the user's: fakeroot has a list of their owners."""
+    notes = stand_in(tmp_path, monkeypatch)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    made = base.ensure(tmp_path / "cache", Events())
+    assert "--mode=root\n--format=directory" in notes.read_text()
+    notes.unlink()
+    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [*ordinary(tmp_path), sys.executable, "-c", BUILD, str(tmp_path / "user")]
+    subprocess.run(command, env=env, check=True)
+    assert "--mode=fakechroot\n--format=tar" in notes.read_text()
+    found = tmp_path / "user/base" / made.name
+    assert found.stat().st_uid == USER
+    assert disk.sha256_file(found, Events()) == disk.sha256_file(made, Events())
 
 
 def test_without_sources_of_its_own_mmdebstrap_chooses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

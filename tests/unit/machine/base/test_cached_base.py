@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from parbake.core import sealed
 from parbake.core.errors import EnvironmentProblem
 from parbake.core.events import Event, Events
+from parbake.core.model import Platform
 from parbake.machine import base
 from parbake.machine.base import build
 from parbake.machine.disk.blocks import ZEROS, block_list
@@ -32,7 +35,6 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.delenv(sealed.VARIABLE, raising=False)
     monkeypatch.setattr(build, "_build", make)
-    monkeypatch.setattr(build, "need_root", lambda _: None)
     monkeypatch.setattr(build, "_COMPARED", set())
     return found
 
@@ -103,14 +105,15 @@ def test_a_base_in_a_restored_cache_is_used_by_who_has_its_key(
     assert len(made) == 2, "without the key it is a stranger's"
 
 
-@pytest.mark.usefixtures("made")
-def test_who_may_not_make_a_base_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    disk = base.ensure(tmp_path / "cache", Events())
-    one_byte(disk)
-
-    def refuse(what: str) -> None:
-        raise EnvironmentProblem(f"{what} needs root")
+@pytest.mark.parametrize(("architecture", "refused"), [("amd64", False), ("arm64", True)])
+def test_a_base_of_another_architecture_alone_takes_root(
+    tmp_path: Path, made: list[Path], monkeypatch: pytest.MonkeyPatch, architecture: str, refused: bool
+) -> None:
+    def refuse(what: str, *, hint: str) -> None:
+        raise EnvironmentProblem(f"{what} needs root", hint=hint)
 
     monkeypatch.setattr(build, "need_root", refuse)
-    with pytest.raises(EnvironmentProblem, match="making the default base image needs root"):
-        base.ensure(tmp_path / "cache", Events())
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    with pytest.raises(EnvironmentProblem, match="for linux/arm64 needs root") if refused else nullcontext():
+        base.ensure(tmp_path / "cache", Events(), platform=Platform(architecture=architecture))
+    assert len(made) == (not refused)
