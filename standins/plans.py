@@ -6,6 +6,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from parbake import records
+from parbake.builders import Ingredients, Publication, RemoteBuilder
 from parbake.core.model import MIB, Artefact, Base, Descriptor, Image, ImageVerdict, Layer, Plan, Platform, Verdict
 from parbake.records import Record
 from parbake.workflows.demo.outcome import Outcome, Starts
@@ -93,3 +95,16 @@ def outcome() -> Outcome:
         first_result=40.0,
         seconds=150.0,
     )
+
+
+def release(made: Path, described: Record, folder: Path, work: Path, **more: Any) -> Path:
+    """Let a disk appear with its record, as a bake does: it waits first. ``more`` are its blocks, trace and signer."""
+    kept = records.keep(made, described, folder, work, **more)
+    return records.publish_artefact(kept, described, folder, work, signer=more.get("signer"))
+
+
+def bake_remotely(builder: RemoteBuilder, plan: Plan, ingredients: Ingredients) -> Publication:
+    """Take a builder's steps in a cloud, in the order of a bake."""
+    with builder.opened(plan, ingredients) as steps:
+        made = steps.build()
+        return steps.publish(made, steps.verify(made))

@@ -14,7 +14,7 @@ from parbake.machine.disk import block_list
 from parbake.records import Record
 from parbake.records.store import Shared, session_store
 from parbake.records.store.port import Store
-from standins.plans import record
+from standins.plans import record, release
 
 PASSED = Verdict(passed=True, accelerator="tcg", boot_seconds=20.0)
 
@@ -69,7 +69,7 @@ class Machine:
                 "size": len(disk),
             }
             described = described.model_copy(update=changes)
-            records.publish_artefact(made, described, self.output, work, blocks=listed)
+            release(made, described, self.output, work, blocks=listed)
         return described
 
     def files(self) -> dict[str, bytes]:

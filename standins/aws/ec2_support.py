@@ -19,7 +19,7 @@ from parbake.core.plan import make_plan
 from standins.aws.ec2 import Cloud, refuse
 from standins.aws.iam_recorder import allowed_by, caller
 from standins.aws.instances import Notes
-from standins.plans import image
+from standins.plans import bake_remotely, image
 from tests.aws.conftest import REGION
 
 APP = image("registry.example/app:1", startup=Startup(up=ExitProbe()))
@@ -81,7 +81,7 @@ def bake(plan: Plan, tmp_path: Path) -> Bake:
         if claim:
             ingredients = replace(ingredients, claim=claim)
         with allowed_by(policy_for(of or plan, settings)):
-            return builder.bake_remotely(of or plan, ingredients)
+            return bake_remotely(builder, of or plan, ingredients)
 
     return run
 

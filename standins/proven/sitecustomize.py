@@ -47,6 +47,6 @@ def _verify(*_: object, **__: object) -> Any:
 _REPLACED: dict[str, dict[str, Any]] = {
     "parbake.verify": {"verify": _verify},
     # The documents' images are small files without a program: what a rehearsal finds of them ends no bake.
-    "parbake.workflows.bake.make": {"rehearsal_decides": lambda _: False},
+    "parbake.workflows.bake.rehearsal": {"rehearsal_decides": lambda _: False},
 }
 sys.meta_path.insert(0, _Finder())

@@ -4,7 +4,7 @@ Three protocols, and the story (``workflows.bake``) goes from one to the next:
 
 - ``Builder.build(plan) -> Disk``: a disk on this machine, which is then rehearsed, laid out and proven here.
 - ``Publisher.opened(plan) -> Shipment``: sends such a disk away, or finds that a cloud has it already.
-- ``RemoteBuilder.bake_remotely(plan) -> Publication``: an instance bakes; the disk is never on this machine.
+- ``RemoteBuilder.opened(plan) -> RemoteSteps``: an instance bakes; the disk is never on this machine.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from parbake.core.claim import Alone, Claim
 
@@ -98,12 +98,14 @@ class Disk:
 class Publication:
     """What a cloud holds of a plan: by region, that of the bake first; empty when verification kept it from there.
 
-    ``size`` is that of the disk in bytes; ``verdict`` is what was seen of it, None where nobody looked.
+    ``size`` is that of the disk in bytes; ``verdict`` is what was seen of it, None where nobody looked; ``blocks`` is
+    the list of its blocks, where that is known.
     """
 
     published: Mapping[str, Published] = field(default_factory=dict)
     size: int = 0
     verdict: Verdict | None = None
+    blocks: BlockList | None = None
 
 
 class Builder(Protocol):
@@ -117,8 +119,24 @@ class Builder(Protocol):
 class RemoteBuilder(Protocol):
     """Makes the artefact in a cloud, and proves it there."""
 
-    def bake_remotely(self, plan: Plan, ingredients: Ingredients) -> Publication:
-        """Make sure that the artefact of ``plan`` is where it belongs; leave nothing temporary, also on failure."""
+    def opened(self, plan: Plan, ingredients: Ingredients) -> AbstractContextManager[RemoteSteps]:
+        """Open the steps to the artefact of ``plan``; nothing temporary is left at the end, also on failure."""
+        ...
+
+
+class RemoteSteps(Protocol):
+    """The steps of one bake in a cloud; what is ``made`` is the cloud's own description of it."""
+
+    def build(self) -> Mapping[str, Any]:
+        """Make sure that the artefact is there, made by an earlier run or now."""
+        ...
+
+    def verify(self, made: Mapping[str, Any]) -> Verdict | None:
+        """Start its images there; None where nobody wants to know."""
+        ...
+
+    def publish(self, made: Mapping[str, Any], verdict: Verdict | None) -> Publication:
+        """Copy and share it as the Bakefile says; what failed its verification is only kept."""
         ...
 
 

@@ -420,6 +420,7 @@ def clean(
 ) -> Result:
     """Remove what killed runs left behind, and kept work folders.
 
+    That includes disks that wait for their verification, with which the next bake would go on.
     On this machine only files can be left over: the kernel ends mounts, loop devices and processes with the run. Runs
     that are under way here are not touched. With `--aws` it finds instances, volumes, unfinished AMIs with their
     snapshots, copies in other regions, security groups, and Packer's key pairs by their tags. It spares what other

@@ -9,6 +9,7 @@ from parbake.records.folder import (
     find,
     in_use,
     is_signed,
+    keep,
     locate,
     locate_record,
     need_signer,
@@ -20,6 +21,7 @@ from parbake.records.folder import (
     statement,
     sweep,
     tell,
+    waiting,
     write,
     write_published,
 )
@@ -27,6 +29,7 @@ from parbake.records.record import BLOCKS_SUFFIX, SUFFIX, TRACE_SUFFIX, Blocks, 
 
 __all__ = [
     "BLOCKS_SUFFIX", "DETACHED_SUFFIX", "ENVELOPE_SUFFIX", "SUFFIX", "TRACE_SUFFIX", "Blocks", "Record", "blocks_of",
-    "blocks_path", "everything", "find", "in_use", "is_signed", "locate", "locate_record", "need_signer", "newest",
-    "parse", "publish_artefact", "read", "remove", "statement", "sweep", "tell", "write", "write_published",
+    "blocks_path", "everything", "find", "in_use", "is_signed", "keep", "locate", "locate_record", "need_signer",
+    "newest", "parse", "publish_artefact", "read", "remove", "statement", "sweep", "tell", "waiting", "write",
+    "write_published",
 ]  # fmt: skip

@@ -26,7 +26,7 @@ from parbake.core.files import read_file
 from parbake.core.interrupts import guarded
 from parbake.core.model import FILE_NAME
 from parbake.core.signing import Signer, envelope
-from parbake.core.workspace import WORK, discard, leftovers, lock, publish, room_for, work_folder
+from parbake.core.workspace import WORK, discard, leftovers, lock, publish, remove_tree, room_for, work_folder
 from parbake.records.record import BLOCKS_SUFFIX, SUFFIX, TRACE_SUFFIX, Record
 from parbake.records.statements import to_statement
 
@@ -92,41 +92,62 @@ def in_use(
     return lock(folder / WORK / f"{artefact}.lock", what=artefact, timeout=timeout, waiting=waiting)
 
 
+def waiting(folder: Path, key: str) -> Path:
+    """Return the folder in which a finished disk waits for its verdict (``keep``); there may be none."""
+    return folder / WORK / key
+
+
 @guarded
-def publish_artefact(
-    made: Path,
-    record: Record,
-    folder: Path,
-    work: Path,
-    *,
-    blocks: BlockList | None = None,
-    trace: Trace | None = None,
-    signer: Signer | None = None,
-) -> Path:
-    """Let a finished artefact appear under its name, with its blocks, trace and record; return its path.
+def keep(
+    made: Path, record: Record, folder: Path, work: Path, *,
+    blocks: BlockList | None = None, trace: Trace | None = None, signer: Signer | None = None,
+) -> Path:  # fmt: skip
+    """Let a finished disk wait, with its blocks, trace and record, whole or not at all; return its path.
+
+    It has no place among the artefacts in ``folder`` yet: ``publish_artefact`` gives it one, also in the next run when
+    this one is killed before. Raises DiskFull.
+    """
+    target, draft = waiting(folder, record.key), work / "waiting"
+    with room_for(folder / record.artefact):
+        draft.mkdir()
+        made.chmod(PRIVATE)
+        made.rename(draft / record.artefact)
+        if blocks is not None:
+            blocks.write(blocks_path(draft / record.artefact))
+        if trace is not None:
+            _save(trace, draft / record.trace_name)
+        write(draft, record, signer)
+        remove_tree(target)
+        publish(draft, target)
+    return target / record.artefact
+
+
+@guarded
+def publish_artefact(kept: Path, record: Record, folder: Path, work: Path, *, signer: Signer | None = None) -> Path:
+    """Let a disk that waits (``keep``) appear under its name, with its blocks, trace and record; return its path.
 
     The record is what makes it an artefact: it goes first when both are replaced, and it comes last. ``work`` is the
-    run's work folder, which ``sweep`` asks when the run is killed between the two. Raises DiskFull.
+    run's work folder, which ``sweep`` asks when the run is killed between the two. Raises DiskFull; nothing waits then.
     """
     artefact = folder / record.artefact
-    with room_for(artefact):
-        _mark(work, [record.artefact])
-        (folder / record.file_name).unlink(missing_ok=True)
-        for path in _about(artefact):  # those of the artefact that is replaced
-            path.unlink(missing_ok=True)
     try:
-        publish(made, artefact)
-        if blocks is None:
-            blocks_path(artefact).unlink(missing_ok=True)
-        else:
-            blocks.write(blocks_path(artefact))
-        if trace is not None:
-            _save(trace, folder / record.trace_name)
-        write(folder, record, signer)
-    except BaseException:
-        for path in _files(artefact):
+        with room_for(artefact):
+            _mark(work, [record.artefact])
+            (folder / record.file_name).unlink(missing_ok=True)
+        for path in (blocks_path(artefact), *_about(artefact)):  # those of the artefact that is replaced
             path.unlink(missing_ok=True)
-        raise
+        try:
+            publish(kept, artefact)
+            for path in (blocks_path(artefact), folder / record.trace_name):
+                with suppress(FileNotFoundError):
+                    kept.with_name(path.name).rename(path)
+            write(folder, record, signer)
+        except BaseException:
+            for path in _files(artefact):
+                path.unlink(missing_ok=True)
+            raise
+    finally:
+        remove_tree(kept.parent)
     return artefact
 
 
@@ -225,7 +246,7 @@ def _mark(work: Path, artefacts: Iterable[str]) -> None:
 
 
 def sweep(folder: Path, *, kept: bool = False) -> tuple[Path, ...]:
-    """Remove what dead runs left in a folder of artefacts, with ``kept`` also what was kept there on purpose."""
+    """Remove what dead runs left in a folder of artefacts, with ``kept`` also what waits or was kept on purpose."""
     removed: list[Path] = []
     for work in leftovers(folder, kept=kept):
         with suppress(DeadlineExceeded):  # a living run is at what that one did not finish
@@ -234,6 +255,10 @@ def sweep(folder: Path, *, kept: bool = False) -> tuple[Path, ...]:
             removed.append(work)
     with suppress(FileNotFoundError):
         removed += atomic.sweep(folder)
+    for path in sorted((folder / WORK).glob(f"{'[0-9a-f]' * 64}/*{SUFFIX}")) if kept else ():
+        with suppress(DeadlineExceeded), in_use(folder, path.name.removesuffix(SUFFIX), timeout=0):
+            remove_tree(path.parent)
+            removed.append(path.parent)
     return tuple(removed)
 
 

@@ -67,7 +67,10 @@ def watch_fast_restores(bakefile_path: Path, events: Events) -> None:
 
 
 def clean(output: Path, *, caches: bool = False) -> tuple[Path, ...]:
-    """Remove what dead runs left in the output and cache folders, and with ``caches`` all that can be made again."""
+    """Remove what dead runs left in the output and cache folders, also disks that wait for their verification.
+
+    With ``caches`` all goes that can be made again.
+    """
     cache = cache_folder()
     sweep()
     removed = [*records.sweep(output, kept=True)]

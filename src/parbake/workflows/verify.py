@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from parbake.bakefile import Bakefile
     from parbake.coldstart.trace import Trace
     from parbake.records.store import Shared
+    from parbake.workflows.plan import Bake
 
 
 def can_boot(plan: Plan, events: Events) -> bool:
@@ -42,6 +43,12 @@ def can_boot(plan: Plan, events: Events) -> bool:
         return True
     events.warn(f"not verified: the artefact is for {plan.platform}, which parbake cannot boot")
     return False
+
+
+def is_to_be_verified(bake: Bake) -> bool:
+    """Whether a verification is asked for, left to do, and possible on this machine; see ``can_boot``."""
+    done = bake.earlier is not None and bake.earlier.record.verified
+    return bake.options.verify and not done and can_boot(bake.plan, bake.events)
 
 
 def boot(events: Events, artefact: Path, plan: Plan, folder: Path, base: Path | None = None) -> Verdict:
@@ -68,31 +75,30 @@ def examine(
     record: Record | None,
     events: Events,
     *,
+    work: Path,
     base: Path | None = None,
     known: State | None = None,
-    keep_workspace: bool = False,
 ) -> tuple[Verdict, str]:
     """Verify an artefact, with its record or (a file without one) by what its store holds; return also its SHA-256.
 
-    A volume is attached to ``base``, a node's image (None: the default base). First its bytes are compared with its
+    ``work`` is a folder of this run alone, on the same file system. A volume is attached to ``base``, a node's image
+    (None: the default base). First its bytes are compared with its
     record, unless this run has made it and it is in the ``known`` state. The digest of the whole file is computed while
     the machine boots; it is empty for a file without a record, and for one that is damaged.
     """
     from parbake.verify import damaged, verify  # gRPC and its like take longer to load than doing nothing
 
-    records.sweep(artefact.parent)
-    with work_on(artefact.parent, "verify", events, keep=keep_workspace) as work:
-        if record is None:
-            return verify(artefact, None, events=events, folder=work, cache=cache_folder(), base=base), ""
-        try:
-            with (
-                held(artefact, record, work, events, known=known) as bytes_,
-                disk.sha256_beside(bytes_.path, events, known=record.sha256) as sha256,
-            ):
-                verdict = verify(bytes_.path, record.plan, events=events, folder=work, cache=cache_folder(), base=base)
-                return verdict.model_copy(update={"intact": bytes_.compared or None}), sha256()
-        except NotAsRecorded as error:
-            return damaged(error.differs), ""
+    if record is None:
+        return verify(artefact, None, events=events, folder=work, cache=cache_folder(), base=base), ""
+    try:
+        with (
+            held(artefact, record, work, events, known=known) as bytes_,
+            disk.sha256_beside(bytes_.path, events, known=record.sha256) as sha256,
+        ):
+            verdict = verify(bytes_.path, record.plan, events=events, folder=work, cache=cache_folder(), base=base)
+            return verdict.model_copy(update={"intact": bytes_.compared or None}), sha256()
+    except NotAsRecorded as error:
+        return damaged(error.differs), ""
 
 
 def write_verdict(
@@ -137,7 +143,9 @@ def verify_again(
         )
     if not artefact.is_file():
         raise InputError(f"{artefact} does not exist, although its record does", hint="bake it again")
-    verdict, sha256 = examine(artefact, record, events, base=base, keep_workspace=keep_workspace)
+    records.sweep(artefact.parent)
+    with work_on(artefact.parent, "verify", events, keep=keep_workspace) as work:
+        verdict, sha256 = examine(artefact, record, events, work=work, base=base)
     if record and (verdict.accelerator != "none" or verdict.intact is False):
         if signer is None and records.is_signed(artefact):
             events.warn(f"the record of {artefact.name} is signed and stays as it is: the Bakefile has no `sign`")

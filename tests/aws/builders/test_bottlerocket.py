@@ -22,7 +22,7 @@ from standins.aws.eventual import Eventual
 from standins.aws.iam_recorder import allowed_by, caller
 from standins.aws.interceptor import killed_everywhere, throttled_everywhere
 from standins.forks import in_child
-from standins.plans import image
+from standins.plans import bake_remotely, image
 from standins.policies import AMAZONS
 from tests.aws.aws.test_throttled import said
 from tests.aws.conftest import REGION
@@ -62,7 +62,7 @@ def baked(plan: Plan, *, verify: bool = True, **settings: Any) -> Publication:
     ingredients = Ingredients(None, lambda _image: None, Path(), Events())  # type: ignore[arg-type, return-value]
     AMAZONS.add(plan.base.identity)
     with allowed_by(policy(chosen)):
-        return builder.bake_remotely(plan, ingredients)
+        return bake_remotely(builder, plan, ingredients)
 
 
 def test_the_nodes_own_volume_becomes_a_snapshot_that_starts(cloud: Rockets, volume: Plan) -> None:
@@ -213,7 +213,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_made(
     plan = volume.model_copy(update={"images": (WEB,), **more})
     ingredients = Ingredients(None, lambda _image: None, Path(), Events())  # type: ignore[arg-type, return-value]
     with pytest.raises(InputError, match=said):
-        Ec2Builder(settings, registries, limit=600.0).bake_remotely(plan, ingredients)
+        bake_remotely(Ec2Builder(settings, registries, limit=600.0), plan, ingredients)
     assert cloud.left(REGION) == {}
     assert named(cloud, "RunInstances") == []
 

@@ -33,7 +33,8 @@ from parbake.core.model import EBS_BLOCK, GIB, MIB, Artefact, Base, Plan, Verdic
 from parbake.images.registry import Registry
 from parbake.machine import base
 from parbake.records import Record, read
-from parbake.workflows.bake import disks, make
+from parbake.workflows import verify
+from parbake.workflows.bake import clouds, disks, make
 from parbake.workflows.identity import acting
 from parbake.workflows.plan import Bake, BakeOptions, Session
 from standins.aws.ebs_direct_in_process import Direct
@@ -94,9 +95,9 @@ class FakeBuilder:
 def fake_builder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeBuilder:
     made = FakeBuilder()
     monkeypatch.setattr(disks, "builder_of", lambda _: made)
-    monkeypatch.setattr(make, "boot", made.boot)
-    monkeypatch.setattr(make, "can_boot", lambda *_: True)
-    monkeypatch.setattr(make, "need_rights", lambda *_: None)
+    monkeypatch.setattr(clouds, "boot", made.boot)
+    monkeypatch.setattr(verify, "can_boot", lambda *_: True)
+    monkeypatch.setattr(clouds, "need_rights", lambda *_: None)
     monkeypatch.setattr(coldstart, "prepare", made.prepare)
     monkeypatch.setattr(base, "ensure", lambda *_, **__: None)
     # The plan's images are nowhere: nobody is to look for their registry's name, again and again.

@@ -22,7 +22,7 @@ from parbake.core.model import GIB, Artefact, Base, Plan
 from parbake.workflows import clean
 from standins import packer_program
 from standins.aws.iam_recorder import allowed_by, printed
-from standins.plans import image, plan
+from standins.plans import bake_remotely, image, plan
 
 pytestmark = pytest.mark.usefixtures("aws_mock")
 
@@ -82,8 +82,10 @@ class Place:
         events = Events(lambda event: self.notes.append(event.text))
         nothing: Any = None
         with allowed_by(printed(self.bakefile)["caller"]):
-            return PackerBuilder(self.bakefile, verify=False, fresh=fresh).bake_remotely(
-                self.plan, Ingredients(None, nothing, work, events)
+            return bake_remotely(
+                PackerBuilder(self.bakefile, verify=False, fresh=fresh),
+                self.plan,
+                Ingredients(None, nothing, work, events),
             )
 
     def values(self, number: int = 0) -> dict[str, Any]:

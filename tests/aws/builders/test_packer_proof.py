@@ -25,6 +25,7 @@ from standins.aws.ec2 import Cloud
 from standins.aws.ec2_support import OTHER, Bake, bake, cloud, notes, plan
 from standins.aws.iam_recorder import allowed_by, bakefile_for, printed
 from standins.aws.interceptor import killed_everywhere, throttled_everywhere
+from standins.plans import bake_remotely
 from tests.aws.conftest import REGION
 
 __all__ = ["bake", "cloud", "plan"]
@@ -68,7 +69,7 @@ class Place:
         nothing: Any = None
         with allowed_by(printed(self.bakefile)["caller"]):
             builder = PackerBuilder(self.bakefile, verify=verify, fresh=fresh)
-            return builder.bake_remotely(self.plan, Ingredients(None, nothing, work, Events(lambda _event: None)))
+            return bake_remotely(builder, self.plan, Ingredients(None, nothing, work, Events(lambda _event: None)))
 
     def tags(self, region: str, ami: str) -> dict[str, str]:
         return aws.as_dict(raw("ec2", region).describe_images(ImageIds=[ami])["Images"][0])

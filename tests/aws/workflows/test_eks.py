@@ -16,7 +16,8 @@ from parbake.core.errors import CommandFailed
 from parbake.core.model import Verdict
 from parbake.images import workloads
 from parbake.rollouts.cluster import Cluster
-from parbake.workflows.bake import make
+from parbake.workflows import verify
+from parbake.workflows.bake import clouds
 from standins import documents
 from standins.aws import lean
 from standins.aws.account import Account
@@ -71,9 +72,9 @@ def host(private_places: Path, karpenter: Karpenter, monkeypatch: pytest.MonkeyP
 def proven(monkeypatch: pytest.MonkeyPatch) -> None:
     """Proofs say yes, and boot nothing."""
     passed = Verdict(passed=True, accelerator="tcg", boot_seconds=1.0, verified_at="2026-01-01T00:00:00Z")
-    monkeypatch.setattr(make, "boot", lambda *_: passed)
-    monkeypatch.setattr(make, "can_boot", lambda *_: True)
-    monkeypatch.setattr(make, "need_rights", lambda *_: None)
+    monkeypatch.setattr(clouds, "boot", lambda *_: passed)
+    monkeypatch.setattr(verify, "can_boot", lambda *_: True)
+    monkeypatch.setattr(clouds, "need_rights", lambda *_: None)
 
 
 def nodes_of(karpenter: Karpenter, name: str) -> None:

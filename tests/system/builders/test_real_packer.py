@@ -34,8 +34,8 @@ from standins.aws.over_http import Endpoint
 from standins.every_layer_feature import busybox_layer
 from standins.images import image, push
 from standins.loopback import free_port
+from standins.plans import bake_remotely, plan
 from standins.plans import image as planned
-from standins.plans import plan
 from standins.registry import DockerRegistry
 from tests.aws.conftest import aws_mock, environment
 
@@ -106,7 +106,7 @@ class Place:
         work.mkdir()
         nothing: Any = None
         ingredients = Ingredients(None, nothing, work, Events(lambda event: self.notes.append(event.text)))
-        return PackerBuilder(self.bakefile, verify=False).bake_remotely(self.plan, ingredients)
+        return bake_remotely(PackerBuilder(self.bakefile, verify=False), self.plan, ingredients)
 
     def left(self) -> dict[str, Any]:
         """Return what Packer made on the way and is still there."""

@@ -20,7 +20,7 @@ from standins import disks
 from standins.command import Corner, Done
 from standins.images import image, layer, push
 from standins.leaks import files
-from standins.plans import record
+from standins.plans import record, release
 from standins.registry import DockerRegistry
 
 pytestmark = pytest.mark.root
@@ -128,16 +128,17 @@ def test_the_record_does_not_fit(tmp_path: Path) -> None:
     corner, made = Corner(tmp_path / "record"), record()
     with small_disk(corner, corner.output, 400), work_folder(corner.output, "bake") as work:
         (work / "disk.raw").write_bytes(noise(1)[: 64 << 10])
+        kept = records.keep(work / "disk.raw", made, corner.output, work)
         with pytest.raises(OSError, match="No space left"):
             (work / "ballast").write_bytes(bytes(1 << 20))
         with (work / "ballast").open("r+b") as ballast:
             ballast.truncate((work / "ballast").stat().st_size - 4096)  # for the note of what is being done
         with pytest.raises(DiskFull, match=f"no space left for .*/{made.file_name}"):
-            records.publish_artefact(work / "disk.raw", made, corner.output, work)
+            records.publish_artefact(kept, made, corner.output, work)
         assert files(corner.output) == {str(path.relative_to(corner.output)) for path in work.iterdir()}
         (work / "ballast").unlink()
         (work / "disk.raw").write_bytes(b"again")
-        records.publish_artefact(work / "disk.raw", made, corner.output, work)
+        release(work / "disk.raw", made, corner.output, work)
         assert [found for _, found in records.find(corner.output)] == [made]
 
 

@@ -291,7 +291,7 @@ def test_killed_between_artefact_and_record(force: bool, tmp_path: Path, registr
         corner.bake()
     name = corner.parbake("plan", "--json").document["artefact_name"]
     for then in ("clean", "bake"):
-        with corner.start("os.rename", f"/{name}.json", *BAKE, *flags, script=KILLER) as run:
+        with corner.start("os.rename:2", f"/{name}.json", *BAKE, *flags, script=KILLER) as run:
             assert run.finish().code == -signal.SIGKILL
         assert (corner.output / name).exists()
         assert not (corner.output / f"{name}.json").exists()
@@ -301,6 +301,24 @@ def test_killed_between_artefact_and_record(force: bool, tmp_path: Path, registr
             removed = corner.parbake("clean", "--json").document["removed"]
             assert str(corner.output / name) in removed
             assert files(corner.output) == set()
+    check_end(corner)
+
+
+@pytest.mark.parametrize("then", ["clean", "bake"])
+def test_killed_before_the_artefact_appears(then: str, tmp_path: Path, registry: DockerRegistry) -> None:
+    """What is built waits: the next bake takes it, and `parbake clean` removes it."""
+    corner = machine(tmp_path / "waits", registry.host)
+    with corner.start("os.rename", "/unfinished", *BAKE, script=KILLER) as run:
+        assert run.finish().code == -signal.SIGKILL
+    assert [path.name for path in corner.output.iterdir()] == [".parbake"]
+    check_after_kill(corner)
+    if then == "clean":
+        assert corner.parbake("clean", "--json").document["removed"]
+        assert files(corner.output) == set()
+    with corner.start(*BAKE) as run:
+        assert run.finish().document["changed"] is True
+    built = [event["name"] for event in run.seen if event["kind"] == "stage-start" and event["name"] == "fill"]
+    assert bool(built) is (then == "clean")
     check_end(corner)
 
 

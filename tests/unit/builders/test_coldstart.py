@@ -14,7 +14,7 @@ from parbake.coldstart.trace import Part, Trace
 from parbake.core.errors import EnvironmentProblem, InputError
 from parbake.core.events import Event, Events
 from parbake.core.model import Artefact, Base, Plan, Platform
-from parbake.workflows.bake import make
+from parbake.workflows.bake.rehearsal import need_rights
 from parbake.workflows.plan import BakeOptions
 from standins.plans import image, plan
 
@@ -77,7 +77,7 @@ def test_nothing_is_rehearsed_on_this_machine_by_who_is_not_root(
     with pytest.raises(EnvironmentProblem, match="a rehearsal on this machine needs root") as caught:
         coldstart.place_of(VOLUME, "host")
     assert "leave --rehearse-in host out" in caught.value.hint
-    make.need_rights(VOLUME, BakeOptions())
+    need_rights(VOLUME, BakeOptions())
 
 
 def test_a_volume_for_another_architecture_is_not_for_the_machines_here(accelerated: Accelerated) -> None:
@@ -91,9 +91,9 @@ def test_a_machine_that_cannot_be_had_is_refused_before_anything_is_built(
     accelerated("none")
     monkeypatch.setattr("os.geteuid", lambda: 0)
     with pytest.raises(EnvironmentProblem, match="is not installed"):
-        make.need_rights(VOLUME, BakeOptions(rehearse_in="machine"))
-    make.need_rights(VOLUME, BakeOptions())
-    make.need_rights(VOLUME, BakeOptions(rehearse_in="machine", rehearse=False))
+        need_rights(VOLUME, BakeOptions(rehearse_in="machine"))
+    need_rights(VOLUME, BakeOptions())
+    need_rights(VOLUME, BakeOptions(rehearse_in="machine", rehearse=False))
 
 
 def test_a_machine_image_boots_wherever_it_is_rehearsed(accelerated: Accelerated) -> None:

@@ -32,7 +32,7 @@ from parbake.records.store import claimed
 from parbake.records.store.folder import FolderStore
 from parbake.records.store.leases import this_machine
 from parbake.workflows import clean
-from parbake.workflows.bake import make
+from parbake.workflows.bake.disks import holding_layouts
 from parbake.workflows.demo import sample
 from parbake.workflows.plan import sandbox_of
 from standins.plans import digest, image, plan
@@ -89,7 +89,7 @@ def of_pause(cache: Path) -> object:
 
 
 def of_held_layout(cache: Path) -> object:
-    with make.holding_layouts(cache, plan(images=(image(layout=str(cache / "images/app")),))):
+    with holding_layouts(cache, plan(images=(image(layout=str(cache / "images/app")),))):
         return None
 
 

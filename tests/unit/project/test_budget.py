@@ -10,7 +10,7 @@ from tests.unit.project.test_structure import _files, _module, _name, _nodes, _w
 LINES = {
     "aws": 4100,
     "bakefile": 2950,
-    "builders": 4850,
+    "builders": 4880,
     "cli": 5735,
     "coldstart": 1480,
     "containerd": 2300,
@@ -19,10 +19,10 @@ LINES = {
     "images": 8500,
     "machine": 6100,
     "node": 1225,
-    "records": 2700,
+    "records": 2725,
     "rollouts": 5100,
     "verify": 1735,
-    "workflows": 8410,
+    "workflows": 8605,
 }
 """The most lines of each wing's modules, without those that the protobuf compiler writes."""
 SLACK = 0.94

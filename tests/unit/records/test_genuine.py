@@ -22,7 +22,7 @@ from parbake.machine.disk import block_list
 from parbake.records import Blocks, genuine
 from parbake.workflows import export, plan, verify
 from standins.keys import key_pair
-from standins.plans import record
+from standins.plans import record, release
 
 GOOD = Verdict(passed=True, accelerator="kvm", boot_seconds=2.0)
 
@@ -103,7 +103,7 @@ class TestWriting:
     def test_an_artefact_that_takes_its_place_has_no_old_signature(self, shelf: Shelf) -> None:
         with work_folder(shelf.output, "test") as work:
             (work / "made").write_bytes(b"x")
-            records.publish_artefact(work / "made", shelf.record, shelf.output, work)
+            release(work / "made", shelf.record, shelf.output, work)
         assert not shelf.envelope.exists()
         assert not (shelf.output / f"{shelf.record.artefact}.json.sig").exists()
 

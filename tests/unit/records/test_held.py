@@ -21,7 +21,7 @@ from parbake.core.workspace import work_folder
 from parbake.machine import disk
 from parbake.records import genuine, held
 from parbake.workflows import bake, export, plan, rollout, trace
-from parbake.workflows.bake import make
+from parbake.workflows.bake.rehearsal import trace_beside
 from tests.unit.records.test_genuine import GOOD, Shelf
 
 TRACE = Trace(uuid="0", filesystem="ext4", parts=(Part(name="app", reads=(Read(0, 0, 8),)),))
@@ -196,11 +196,11 @@ def test_where_keys_are_trusted_what_is_unsigned_is_used_for_nothing(
     trace.write_trace(shelf.artefact, shelf.record, TRACE)
     anew: list[object] = []
 
-    def make(*arguments: object) -> None:
+    def build(*arguments: object, **_: object) -> None:
         anew.append(arguments)
         sys.exit(3)
 
-    monkeypatch.setattr("parbake.workflows.bake.make.make_artefact", make)
+    monkeypatch.setattr("parbake.workflows.bake.files.build_disk", build)
     with pytest.raises(SystemExit) if command == "bake" else pytest.MonkeyPatch.context():
         assert run(shelf, {**USES, **DOES_NOT}[command]) == 3
     assert used == []
@@ -221,7 +221,7 @@ def test_a_trace_that_is_not_the_records_is_not_used(shelf: Shelf, planted: Trac
         recorded = shelf.record
     assert run(shelf, DOES_NOT["hydrate"]) == (3 if planted else 2)
     assert run(shelf, DOES_NOT["report"]) == (3 if planted else 0)
-    assert make.trace_beside(plan.BakeResult(shelf.artefact, recorded, changed=False)) is None
+    assert trace_beside(plan.BakeResult(shelf.artefact, recorded, changed=False)) is None
     with pytest.raises(VerificationFailed if planted else InputError, match="start-up trace"):
         rollout.hydrate_part([(shelf.artefact, recorded)])
 
@@ -333,7 +333,7 @@ class TestStartups:
         records.write(shelf.output, shelf.record, shelf.signer)
         said = {"version": 1, "name": "node", "images": ["registry.example/a:1"], "trust": ["key.pub"]}
         Path("parbake.yaml").write_text(json.dumps({**said, "sign": {"key": "key.pem"}}))
-        monkeypatch.setattr("parbake.workflows.bake.make.can_boot", lambda *_: True)
+        monkeypatch.setattr("parbake.workflows.verify.can_boot", lambda *_: True)
         [image] = shelf.record.plan.images
         file = StartupFile(content="level: info")
         edits = (Startup(args=("serve",)), Startup(user="1"), Startup(user="1", files={"/etc/app.yaml": file}), None)

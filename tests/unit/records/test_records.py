@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from parbake.records import folder as records_folder
 from parbake.records import held, statements
 from parbake.workflows import prune
 from parbake.workflows.prune.decide import RetentionRules
-from standins.plans import digest, image, plan, record
+from standins.plans import digest, image, plan, record, release
 
 
 def _put(folder: Path, made: records.Record) -> records.Record:
@@ -124,7 +125,7 @@ def test_prune_removes_artefact_and_record(tmp_path: Path) -> None:
 def _release(folder: Path, made: records.Record, content: bytes = b"new") -> Path:
     with work_folder(folder, "bake") as work:
         (work / "disk.raw").write_bytes(content)
-        return records.publish_artefact(work / "disk.raw", made, folder, work)
+        return release(work / "disk.raw", made, folder, work)
 
 
 def test_an_artefact_appears_with_its_record(tmp_path: Path) -> None:
@@ -148,14 +149,18 @@ def test_the_trace_appears_with_the_record_that_names_it(tmp_path: Path, monkeyp
     def let_appear() -> None:
         with work_folder(tmp_path, "bake") as work:
             (work / "disk.raw").write_bytes(b"new")
-            records.publish_artefact(work / "disk.raw", made, tmp_path, work, trace=trace)
+            release(work / "disk.raw", made, tmp_path, work, trace=trace)
 
     let_appear()
     assert load(tmp_path / made.trace_name) == trace
     assert [found for _, found in records.find(tmp_path)] == [made]
 
-    def full(*_: object) -> None:
-        raise DiskFull("no room for the record")
+    write = records_folder.write
+
+    def full(folder: Path, *more: Any) -> Path:
+        if folder == tmp_path:
+            raise DiskFull("no room for the record")
+        return write(folder, *more)
 
     monkeypatch.setattr(records_folder, "write", full)
     with pytest.raises(DiskFull):
@@ -184,7 +189,7 @@ def _release_listed(folder: Path, word: str = "ab") -> tuple[Path, records.Recor
     made, blocks = _listed(word, folder)
     with work_folder(folder, "bake") as work:
         (work / "disk.raw").write_bytes(word.encode() * EBS_BLOCK)
-        return records.publish_artefact(work / "disk.raw", made, folder, work, blocks=blocks), made
+        return release(work / "disk.raw", made, folder, work, blocks=blocks), made
 
 
 def _damage(artefact: Path, made: records.Record) -> str:

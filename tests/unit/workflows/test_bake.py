@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,10 +25,13 @@ from parbake.images.registry import Registry
 from parbake.machine import disk
 from parbake.records import folder as records_folder
 from parbake.records import held
-from parbake.workflows.bake import ahead, disks, make
+from parbake.workflows import verify as verification
+from parbake.workflows.bake import ahead, disks, files
+from parbake.workflows.bake.make import make
+from parbake.workflows.clean import clean
 from parbake.workflows.plan import Bake, BakeOptions, BakeResult, Session
 from parbake.workflows.verify import judge, verify_again
-from standins.plans import image, layer, plan, record
+from standins.plans import image, layer, plan, record, release
 
 
 class Builder:
@@ -100,18 +105,24 @@ def test_the_record_is_written_once_with_its_trace(tmp_path: Path, monkeypatch: 
         assert (folder / made.trace_name).exists()
         return folder
 
-    monkeypatch.setattr(make, "need_rights", lambda *_: None)
+    monkeypatch.setattr(files, "need_rights", lambda *_: None)
     monkeypatch.setattr(disks, "builder_of", lambda _: Builder(0, DiskFull("never")))
     monkeypatch.setattr(coldstart, "prepare", prepare)
     monkeypatch.setattr(records_folder, "write", write)
     monkeypatch.setenv("PARBAKE_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "parbake.yaml").write_text("version: 1\nbase: none\noutput: .\nimages: [registry.example/app:1]\n")
-    bakefile = load(tmp_path / "parbake.yaml")
+    with session(tmp_path) as run:
+        finished = make(Bake(run, wanted, BakeOptions(rehearse=True, verify=False)))
+    assert finished.record.trace == summary(trace, file=finished.record.trace_name)
+    assert steps == ["prepare", "write", "write"], "while it waits, and under its name"
+
+
+@contextmanager
+def session(folder: Path) -> Iterator[Session]:
+    """What a bake in a folder works with."""
+    (folder / "parbake.yaml").write_text("version: 1\nbase: none\noutput: .\nimages: [registry.example/app:1]\n")
+    bakefile = load(folder / "parbake.yaml")
     with Registry(bakefile.registries, events=Events()) as registry:
-        run = Session(bakefile, registry, Events())
-        made = make.make(Bake(run, wanted, BakeOptions(rehearse=True, verify=False)))
-    assert made.record.trace == summary(trace, file=made.record.trace_name)
-    assert steps == ["prepare", "write"]
+        yield Session(bakefile, registry, Events())
 
 
 @pytest.mark.parametrize(
@@ -161,7 +172,72 @@ def booted(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         return SEEN
 
     monkeypatch.setattr("parbake.verify.verify", verify)
+    monkeypatch.setattr(verification, "can_boot", lambda *_: True)
     return found
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, booted: list[Path]) -> Builder:  # noqa: ARG001
+    """Let a bake need neither root nor a machine; return what has built."""
+    builder = Builder(0, DiskFull("never"))
+    monkeypatch.setattr(files, "need_rights", lambda *_: None)
+    monkeypatch.setattr(disks, "builder_of", lambda _: builder)
+    monkeypatch.setenv("PARBAKE_CACHE", str(tmp_path / "cache"))
+    return builder
+
+
+def seen(folder: Path) -> set[str]:
+    """Return what people see in a folder of artefacts."""
+    return {path.name for path in folder.iterdir() if path.name not in {".parbake", "cache", "parbake.yaml"}}
+
+
+OPTIONS = BakeOptions(rehearse=False)
+
+
+@pytest.mark.parametrize(
+    "verdict", [SEEN, Verdict(passed=False, accelerator="kvm", problems=("no runtime",))], ids=["good", "bad"]
+)
+def test_an_artefact_appears_once_with_its_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, built: Builder, verdict: Verdict
+) -> None:
+    """A bad one as well: people want to look into it."""
+
+    def verify(*_: object, **__: object) -> Verdict:
+        assert seen(tmp_path) == set()
+        return verdict
+
+    monkeypatch.setattr("parbake.verify.verify", verify)
+    with session(tmp_path) as run, nullcontext() if verdict.passed else pytest.raises(VerificationFailed):
+        make(Bake(run, plan(images=()), OPTIONS))
+    [(_, found)] = records.find(tmp_path)
+    assert found.verdict == verdict
+    assert seen(tmp_path) == {found.artefact, found.file_name, f"{found.artefact}.blocks"}
+    assert not (tmp_path / ".parbake").exists()
+    assert len(built.works) == 1
+
+
+@pytest.mark.parametrize("then", ["verify", "no-verify", "force", "clean"])
+def test_what_is_built_waits_for_its_verdict_when_the_run_ends_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, built: Builder, then: str
+) -> None:
+    def stopped(*_: object, **__: object) -> Verdict:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as cut, session(tmp_path) as run:
+        cut.setattr("parbake.verify.verify", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            make(Bake(run, plan(images=()), OPTIONS))
+    assert seen(tmp_path) == set()
+    records.sweep(tmp_path)
+    if then == "clean":
+        assert clean(tmp_path) == (records.waiting(tmp_path, plan(images=()).key),)
+    options = replace(OPTIONS, verify=then != "no-verify", force=then == "force")
+    with session(tmp_path) as run:
+        finished = make(Bake(run, plan(images=()), options))
+    assert len(built.works) == (2 if then in {"force", "clean"} else 1)
+    assert (finished.changed, finished.record.verified) == (True, then != "no-verify")
+    assert [found for _, found in records.find(tmp_path)] == [finished.record]
+    assert not (tmp_path / ".parbake").exists()
 
 
 def made(folder: Path, content: bytes, *, raw: bool) -> BakeResult:
@@ -172,14 +248,15 @@ def made(folder: Path, content: bytes, *, raw: bool) -> BakeResult:
     sha256 = "" if raw else hashlib.sha256(content).hexdigest()
     written = record().model_copy(update={"sha256": sha256, "blocks": named})
     with work_folder(folder, "bake") as work:
-        artefact = records.publish_artefact(folder / "draft", written, folder, work, blocks=blocks)
+        artefact = release(folder / "draft", written, folder, work, blocks=blocks)
     return BakeResult(artefact, written, changed=True, state=held.state(artefact))
 
 
 @pytest.mark.parametrize("raw", [True, False])
 def test_a_verified_record_has_the_digest_of_the_whole_file(tmp_path: Path, booted: list[Path], raw: bool) -> None:
     finished = made(tmp_path, b"content", raw=raw)
-    proven = make.prove(finished, Events())
+    with session(tmp_path) as run:
+        proven = make(Bake(run, finished.record.plan, earlier=finished))
     assert proven.record.sha256 == hashlib.sha256(b"content").hexdigest()
     assert proven.record.verdict == SEEN
     assert records.read(tmp_path / proven.record.file_name) == proven.record
@@ -213,8 +290,9 @@ def test_hashing_ends_with_a_verification_that_fails(tmp_path: Path, monkeypatch
         raise ParbakeError("no machine")
 
     monkeypatch.setattr("parbake.verify.verify", verify)
-    with pytest.raises(ParbakeError, match="no machine"):
-        make.prove(finished, Events())
+    monkeypatch.setattr(verification, "can_boot", lambda *_: True)
+    with pytest.raises(ParbakeError, match="no machine"), session(tmp_path) as run:
+        make(Bake(run, finished.record.plan, earlier=finished))
 
 
 def test_what_certainly_does_not_fit_is_refused_before_any_work(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ older AMI is never touched.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, override
@@ -54,33 +54,27 @@ class Ec2Builder(RemoteBuilder):
         self._limit, self._verify, self._fresh = limit, verify, fresh
 
     @override
-    def bake_remotely(self, plan: Plan, ingredients: Ingredients) -> Publication:
-        """Make sure that the plan's AMI or snapshot exists, is verified and lies where it should; leave nothing else.
+    @contextmanager
+    def opened(self, plan: Plan, ingredients: Ingredients) -> Iterator[_Run]:
+        """Open the steps to the plan's AMI or snapshot.
 
-        Raises BakeFailed with the guest's own log, AwsLimit, AwsNoAccess, AwsNotFound, DeadlineExceeded, InputError.
+        They raise BakeFailed with the guest's own log, AwsLimit, AwsNoAccess, AwsNotFound, DeadlineExceeded.
+        Raises InputError for what no instance can bake.
         """
         _need_registries(plan, self._settings, self._registries)
         refuse(plan, self._settings)
         for host in hosts(plan):
             if self._registries.get(host, RegistryOptions()).mirrors:
                 ingredients.events.warn(f"{host}: instances pull from the registry itself, not from its mirrors")
-        run = _Run(self._settings, self._registries, plan, ingredients, self._limit, fresh=self._fresh)
+        run = _Run(
+            self._settings, self._registries, plan, ingredients, self._limit, fresh=self._fresh, verifies=self._verify
+        )
         if self._verify:
             run.proof("")  # what cannot be asked for is refused before anything is made
-        done = False
         try:
-            made = run.made()
-            verdict = run.prove(made) if self._verify else None
-            if verdict and not verdict.passed:
-                # It is kept: its record says that it failed, and people want to look into it.
-                run.results.promote(run.region, made, verified="")
-                published = {run.region: run.results.published(made)}
-            else:
-                published = run.results.spread(run.region, made, verified=verdict.verified_at if verdict else "")
-            done = True
+            yield run
         finally:
-            run.clean(images=done)
-        return Publication(published, size=plan.size, verdict=verdict)
+            run.clean(images=run.done)
 
 
 def prove(
@@ -134,6 +128,8 @@ class _Run:
     ingredients: Ingredients
     limit: float
     fresh: bool
+    verifies: bool = True
+    done: bool = False
 
     def __post_init__(self) -> None:
         self.token = self.ingredients.claim.run
@@ -170,7 +166,7 @@ class _Run:
 
     # -- bake
 
-    def made(self) -> dict[str, Any]:
+    def build(self) -> dict[str, Any]:
         """Make sure that the plan's AMI or snapshot is there; return its description."""
         what = "a snapshot" if self.plan.artefact.kind == "volume" else "an AMI"
         found = None if self.fresh else self.results.find(self.region)
@@ -268,7 +264,11 @@ class _Run:
             data_volume=data_volume,
         )
 
-    # -- prove
+    # -- verify
+
+    def verify(self, made: Mapping[str, Any]) -> Verdict | None:
+        """Prove it, unless that is not asked for."""
+        return self.prove(made) if self.verifies else None
 
     def prove(self, made: Mapping[str, Any]) -> Verdict:
         """Launch the AMI, or the base with the volume, once; start the images without a pull; return the verdict."""
@@ -309,7 +309,17 @@ class _Run:
     def _proof_limit(self) -> float:
         return _VERIFY_LIMIT + within.longest(self.plan.startups.values())
 
-    # -- what becomes of it
+    # -- publish
+
+    def publish(self, made: Mapping[str, Any], verdict: Verdict | None) -> Publication:
+        """Copy and share it; what failed is kept where it is: its record says so, and people want to look into it."""
+        if verdict and not verdict.passed:
+            self.results.promote(self.region, made, verified="")
+            published = {self.region: self.results.published(made)}
+        else:
+            published = self.results.spread(self.region, made, verified=verdict.verified_at if verdict else "")
+        self.done = True
+        return Publication(published, size=self.plan.size, verdict=verdict)
 
     def clean(self, *, images: bool) -> None:
         """Remove what was temporary. What cannot be removed now stays tagged, for ``parbake clean --aws``.

@@ -17,6 +17,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, override
 
@@ -28,7 +29,7 @@ from parbake.builders.ec2.image import Amis
 from parbake.core import run
 from parbake.core.errors import AwsNotFound, CommandFailed, EnvironmentProblem, ParbakeError
 from parbake.core.events import Events
-from parbake.core.model import Plan, Published
+from parbake.core.model import Plan, Published, Verdict
 from parbake.core.workspace import room_for
 
 _MANIFEST = "manifest.json"
@@ -52,47 +53,71 @@ class PackerBuilder(RemoteBuilder):
         self._bakefile, self._verify, self._fresh = bakefile, verify, fresh
 
     @override
-    def bake_remotely(self, plan: Plan, ingredients: Ingredients) -> Publication:
-        """Make sure that the plan's AMI exists, also in the regions to copy to, and is proven.
+    @contextmanager
+    def opened(self, plan: Plan, ingredients: Ingredients) -> Iterator[_Run]:
+        """Open the steps to the plan's AMI, also in the regions to copy to. Packer cleans up after itself.
 
-        Raises EnvironmentProblem (no packer), CommandFailed with the end of what Packer said, DeadlineExceeded, and
+        They raise EnvironmentProblem (no packer), CommandFailed with the end of what Packer said, DeadlineExceeded, and
         what AWS answers as AwsError, AwsNoAccess, AwsLimit.
         """
         if self._verify:
             ec2.refuse_unprovable(plan, self._bakefile.aws, ingredients)
-        events, region = ingredients.events, aws.client("ec2", self._bakefile.aws.region or "").region
+        region = aws.client("ec2", self._bakefile.aws.region or "").region
+        yield _Run(self._bakefile, plan, ingredients, region, verifies=self._verify, fresh=self._fresh)
+
+
+class _Run:
+    """One run's work on one plan."""
+
+    def __init__(
+        self, bakefile: Bakefile, plan: Plan, ingredients: Ingredients, region: str, *, verifies: bool, fresh: bool
+    ) -> None:
+        self.bakefile, self.plan, self.ingredients, self.region = bakefile, plan, ingredients, region
+        self.verifies, self.fresh = verifies, fresh
         run_id = os.urandom(4).hex()
-        stamp = aws.Stamp(plan.key, run_id, plan.name, extra=self._bakefile.aws.tags)
-        name = f"{plan.name}-{plan.key[:12]}" + (f"-{run_id}" if self._fresh else "")
-        found = "" if self._fresh else _made_before(plan, region)
+        self.stamp = aws.Stamp(plan.key, run_id, plan.name, extra=bakefile.aws.tags)
+        self.name = f"{plan.name}-{plan.key[:12]}" + (f"-{run_id}" if fresh else "")
+
+    def build(self) -> Mapping[str, Any]:
+        """Return the AMI of an earlier run, or let Packer make one."""
+        found = "" if self.fresh else _made_before(self.plan, self.region)
         if found:
-            events.note(f"{found} exists already")
+            self.ingredients.events.note(f"{found} exists already")
         else:
             _need_packer()
-            found = self._bake(plan, region, stamp, name, ingredients)
-        image = _describe(region, found)
-        verdict = ec2.prove(image, plan, self._bakefile.aws, ingredients, fresh=self._fresh) if self._verify else None
-        amis = Amis(self._bakefile.aws, stamp, name, events, fresh=self._fresh)
+            found = self._bake()
+        return _describe(self.region, found)
+
+    def verify(self, made: Mapping[str, Any]) -> Verdict | None:
+        """Launch it once, unless that is not asked for."""
+        if not self.verifies:
+            return None
+        return ec2.prove(made, self.plan, self.bakefile.aws, self.ingredients, fresh=self.fresh)
+
+    def publish(self, made: Mapping[str, Any], verdict: Verdict | None) -> Publication:
+        """Copy and share it; what failed is kept where it is."""
+        amis = Amis(self.bakefile.aws, self.stamp, self.name, self.ingredients.events, fresh=self.fresh)
         if verdict and not verdict.passed:
-            published = {region: amis.published(image)}
+            published = {self.region: amis.published(made)}
         else:
-            published = amis.spread(region, image, verified=verdict.verified_at if verdict else "")
+            published = amis.spread(self.region, made, verified=verdict.verified_at if verdict else "")
         return Publication(published, size=_size(published), verdict=verdict)
 
-    def _bake(self, plan: Plan, region: str, stamp: aws.Stamp, name: str, ingredients: Ingredients) -> str:
+    def _bake(self) -> str:
         """Let Packer make the AMI of one region; return its id."""
-        events, folder = ingredients.events, ingredients.work / "template"
+        plan, region, work, events = self.plan, self.region, self.ingredients.work, self.ingredients.events
+        folder = work / "template"
         template = packer.folder(self._alone, plan.all_images, size=plan.size)
         for warning in template.warnings:
             events.warn(warning)
-        values = self._values(plan, region, stamp, name, folder)
+        values = self._values(folder)
         _write(folder, {**template.files, packer.VALUES: packer.values_text(values)})
         with events.stage("packer-init", "Let Packer fetch its plugins, and check the template"):
             _call(["packer", "init", "."], folder)
             _call(["packer", "validate", "."], folder)
         limit = float(values["TIME_LIMIT_MINUTES"]) * 60 + _AROUND_SECONDS
         with events.stage("packer-build", f"Let Packer make {values['AMI_NAME']}"):
-            _build(folder, ingredients.work / "packer.log", limit, events)
+            _build(folder, work / "packer.log", limit, events)
         try:
             text = (folder / _MANIFEST).read_text()
         except FileNotFoundError as error:
@@ -106,22 +131,23 @@ class PackerBuilder(RemoteBuilder):
     def _alone(self) -> Bakefile:
         """The Bakefile without what becomes of an AMI."""
         left = {"copy_to": (), "share_with": (), "deprecate_after": None, "fast_snapshot_restore": None}
-        return self._bakefile.model_copy(update={"aws": self._bakefile.aws.model_copy(update=left)})
+        return self.bakefile.model_copy(update={"aws": self.bakefile.aws.model_copy(update=left)})
 
-    def _values(self, plan: Plan, region: str, stamp: aws.Stamp, name: str, folder: Path) -> dict[str, Any]:
-        base = _describe(region, plan.base.identity)
-        tags = stamp.tags("image", kind=ARTEFACT, name=name)
+    def _values(self, folder: Path) -> dict[str, Any]:
+        plan = self.plan
+        base = _describe(self.region, plan.base.identity)
+        tags = self.stamp.tags("image", kind=ARTEFACT, name=self.name)
         values = packer.variables(self._alone, plan.all_images, size=plan.size)
         values.pop("SOURCE_AMI_PARAMETER", None)
         return {
             **values,
-            "AMI_NAME": name,
-            "REGION": region,
+            "AMI_NAME": self.name,
+            "REGION": self.region,
             "SOURCE_AMI": plan.base.identity,
             "SOURCE_AMI_OWNERS": [base["OwnerId"]],
             "ROOT_DEVICE": base.get("RootDeviceName") or values["ROOT_DEVICE"],
             "TAGS": tags,
-            "RUN_TAGS": stamp.tags("packer"),
+            "RUN_TAGS": self.stamp.tags("packer"),
             "KEY": plan.key,
             "MANIFEST": str(folder / _MANIFEST),
         }

@@ -119,15 +119,16 @@ def ensure_artefact(bake: Bake, claim: Callable[[], Claim], *, force: bool) -> B
             access.give(output, records.everything(output / name), run.bakefile.readable_by)
             records.sweep(output)
         return earlier
-    from parbake.workflows.bake import make  # with all that fills, boots and sends disks
+    from parbake.workflows.bake.disks import holding_layouts  # with all that fills, boots and sends disks
+    from parbake.workflows.bake.make import make
 
     records.sweep(output)
     held = claim() if bake.remote or bake.publisher else Alone()
-    with using(run, name), make.holding_layouts(run.cache, bake.plan):
+    with using(run, name), holding_layouts(run.cache, bake.plan):
         earlier = find_earlier(bake, run.events, mend=True)
         if earlier and is_complete(earlier, bake.options):
             return earlier  # another machine was first
-        return make.make(replace(bake, earlier=earlier, claim=held))
+        return make(replace(bake, earlier=earlier, claim=held))
 
 
 def find_earlier(bake: Bake, events: Events, *, mend: bool = False) -> BakeResult | None:

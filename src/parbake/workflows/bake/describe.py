@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,8 +48,8 @@ def describe_disk(
             sha256 = disk.sha256_file(path, events)
         base_digest = disk.describe(base_path, cache_folder(), events).digest if base_path else None
     status = path.stat()
-    made = Publication(size=status.st_size)
-    record = make_record(bake, clock, made, replace(disk_made, blocks=blocks), disk_made.trace, attached)
+    made = Publication(size=status.st_size, blocks=blocks)
+    record = make_record(bake, clock, made, disk_made, disk_made.trace, attached)
     facts = {"allocated": status.st_blocks * 512, "sha256": sha256, "base_digest": base_digest}
     return record.model_copy(update=facts), blocks
 
@@ -58,7 +58,7 @@ def make_record(
     bake: Bake, clock: Clock, made: Publication, disk: Disk | None, trace: Trace | None, attached: Attachments
 ) -> Record:
     """Return the record of an artefact that is finished now; ``disk`` is what it was made of, where that was here."""
-    plan, blocks = bake.plan, disk.blocks if disk else None
+    plan, blocks = bake.plan, made.blocks
     record = Record(
         artefact=plan.artefact_name,
         key=plan.key,

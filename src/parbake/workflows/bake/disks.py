@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,11 +13,21 @@ from parbake.builders.choose import builder_of
 from parbake.core.errors import ArtefactFull, CacheDamaged, DiskFull, LayerTooLarge
 from parbake.core.model import MIB, Plan
 from parbake.core.plan import larger, measure
-from parbake.core.workspace import remove_tree
+from parbake.core.workspace import part_of, remove_tree, work_folder
 from parbake.images.cache import cached
 from parbake.images.registry import open_source
 from parbake.machine import disk
 from parbake.workflows.plan import Session
+
+
+@contextmanager
+def holding_layouts(cache: Path, plan: Plan) -> Iterator[None]:
+    """Keep `clean --caches` from removing what this run is going to read of images that lie in the cache."""
+    with ExitStack() as stack:
+        layouts = [Path(image.layout) for image in plan.all_images if image.layout]
+        for part in sorted({path.relative_to(cache).parts[0] for path in layouts if path.is_relative_to(cache)}):
+            stack.enter_context(work_folder(part_of(cache, part), plan.key[:12]))
+        yield
 
 
 def need_room(output: Path, plan: Plan) -> None:
