@@ -32,7 +32,7 @@ BAKEFILE = Format(
     not_text=frozenset({
         "version", "keep_layers", "also_by_digest", "plain_http", "create", "scan_on_push", "immutable_tags", "tcp",
         "port", "credits", "iops", "throughput", "encrypted", "initialization_rate", "hydrate", "mount", "healthy",
-        "batch", "auto_rollback", "force", "respect_pdb", "keep", "keep_store", "read_only",
+        "batch", "auto_rollback", "force", "respect_pdb", "keep", "keep_store", "read_only", "min_hit_rate", "pods",
     }),
     numbers=frozenset({"checkpoints"}),
     of_the_user=frozenset({"env", "args", "tags", "files"}),

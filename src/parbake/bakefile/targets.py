@@ -264,6 +264,23 @@ def _file_text(text: str) -> object:
     return {"path": text}
 
 
+class Canary(Section):
+    """What the first pods on a target's new nodes must do; if they do not, the target goes back by itself.
+
+    `parbake observe` says how pods are looked at. One of the two bounds is needed.
+    """
+
+    min_hit_rate: Annotated[float, Field(ge=0.01, le=1)] | None = None
+    """The least share of pods that must use the bake, from 0 to 1, of those that used it or pulled."""
+    max_start: Duration | None = None
+    """The longest that a container of the bake may take to start, from when nothing else of its pod stood before it."""
+    pods: Annotated[int, Field(ge=1, le=1000)] = 5
+    """How many pods are enough to decide."""
+    within: Duration = Field(default=600.0, json_schema_extra={"default": "10m"})
+    """How long to wait for so many, once the nodes run the artefact; then those that there are decide. Without any the
+    rollout stops, and the target keeps what it holds."""
+
+
 class Target(Section):
     """A target of rollouts: exactly one of the kinds, and how long nodes may take."""
 
@@ -279,6 +296,8 @@ class Target(Section):
     """The external id that the role's trust policy requires."""
     deadline: Duration = Field(default=1800.0, json_schema_extra={"default": "30m"})
     """How long nodes may take to run the artefact."""
+    canary: Canary | None = None
+    """What the first pods on its new nodes must do, for `karpenter`. Default: nobody looks at pods."""
     karpenter: KarpenterTarget | None = None
     """A node class of Karpenter in a cluster."""
     gitops: GitopsTarget | None = None
@@ -324,6 +343,10 @@ def _whole(target: Target) -> Target:
             f"must be exactly one of {', '.join(_KINDS)}; there are {len(given) or 'none'}",
             "write karpenter: {nodeclass: NAME}",
         )
+    if target.canary and target.karpenter is None:
+        raise wrong("a canary looks at the pods of a cluster, and only `karpenter` names one", "remove `canary`")
+    if target.canary and target.canary.min_hit_rate is None and target.canary.max_start is None:
+        raise wrong("the canary asks for nothing", "write canary: {min_hit_rate: 0.9}, or max_start: 30s")
     return target if target.name else target.model_copy(update={"name": given[0]})
 
 

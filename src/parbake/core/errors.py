@@ -34,10 +34,12 @@ once. A library caller catches ``ParbakeError`` or any branch of it::
     ├── BakeFailed                  1   the guest that bakes gave up; the message ends with its own log
     ├── RolloutError                1   a target refused what was handed to it, or did not follow
     │   ├── TargetMoved                 somebody else changed it meanwhile, or owns what would be changed
-    │   └── Stalled                     nodes did not come to run the artefact in time; names them and why
+    │   ├── Stalled                     nodes did not come to run the artefact in time; names them and why
+    │   └── CanarySilent                no pod has shown whether nodes use the bake
     ├── EngineUnreachable           1   the engine of fleets does not answer
     ├── FleetIncomplete             3   some cells of a fleet failed, the others are done
     ├── VerificationFailed          3   the artefact does not do what its record promises
+    │   └── CanaryFailed                pods on a target's new nodes did not: the target has gone back
     └── Interrupted                 130 Ctrl-C or SIGTERM
 """
 
@@ -295,6 +297,12 @@ class Stalled(RolloutError):
     usual_hint = "remove what they wait for and run the same command again to keep following; or run `parbake rollback`"
 
 
+class CanarySilent(RolloutError):
+    """No pod has shown whether a target's new nodes use the bake."""
+
+    usual_hint = "let a pod start there and run the same command again: it looks again; or run `parbake rollback`"
+
+
 class EngineUnreachable(ParbakeError):
     """The engine of fleets does not answer."""
 
@@ -317,6 +325,12 @@ class VerificationFailed(ParbakeError):
     """The artefact does not do what its record promises."""
 
     exit_code = 3
+
+
+class CanaryFailed(VerificationFailed):
+    """Pods on a target's new nodes did not use the bake as its `canary` asks, and the target has gone back."""
+
+    usual_hint = "correct what keeps the pods from it (`parbake observe`), and roll out again with --force"
 
 
 class Interrupted(ParbakeError):

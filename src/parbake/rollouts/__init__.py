@@ -1,5 +1,5 @@
 """Hand an artefact to an autoscaler: one module for each kind of target, one protocol for all."""
 
-from parbake.rollouts.protocol import Change, Offer, Rollout, RolloutProgress, TargetState, TargetStatus
+from parbake.rollouts.protocol import CanaryNote, Change, Offer, Rollout, RolloutProgress, TargetState, TargetStatus
 
-__all__ = ["Change", "Offer", "Rollout", "RolloutProgress", "TargetState", "TargetStatus"]
+__all__ = ["CanaryNote", "Change", "Offer", "Rollout", "RolloutProgress", "TargetState", "TargetStatus"]

@@ -17,11 +17,22 @@ from parbake.rollouts import nodeclass, variants
 from parbake.rollouts.cluster import Cluster
 from parbake.rollouts.nodeclass import AmiSelector
 from parbake.rollouts.pointers import Pointer, pointer_of
-from parbake.rollouts.protocol import OWNER, Change, Offer, Rollout, RolloutProgress, TargetState, TargetStatus
+from parbake.rollouts.protocol import (
+    OWNER,
+    CanaryNote,
+    Change,
+    Offer,
+    Rollout,
+    RolloutProgress,
+    TargetState,
+    TargetStatus,
+)
 
 GROUP, CORE = "karpenter.k8s.aws", "karpenter.sh"
 _NODE_CLASSES = {"v1": "ec2nodeclasses", "v1beta1": "ec2nodeclasses", "v1alpha1": "awsnodetemplates"}
 HASH = f"{GROUP}/ec2nodeclass-hash"
+_CANARY = f"{OWNER}/canary"
+"""The annotation that says what became of a canary."""
 FROZEN = {"nodes": "0", "reasons": ["Drifted"]}
 """The budget that stops drift and nothing else."""
 _LATE_FIELDS = {
@@ -140,6 +151,23 @@ class Karpenter(Rollout):
         return TargetStatus(where, holds, history, self.follow(holds), frozen)
 
     @override
+    def canary(self) -> CanaryNote | None:
+        try:
+            return CanaryNote.model_validate_json(_annotations(self._node_class()).get(_CANARY, ""))
+        except ValueError:
+            return None  # none is there, or somebody broke it
+
+    @override
+    def with_canary(self, change: Change, note: CanaryNote) -> Change:
+        return _noting(change, note)
+
+    @override
+    def note_canary(self, note: CanaryNote | None) -> None:
+        self._node_class()
+        nothing = TargetState()
+        self._patch(_noting(Change(self.where, nothing, nothing, payload={"metadata": {}}), note))
+
+    @override
     def freeze(self, *, frozen: bool) -> tuple[str, ...]:
         """Add to the node class's NodePools the budget that stops drift, or take it away."""
         pools = self._pools()
@@ -211,6 +239,8 @@ class Karpenter(Rollout):
         change = self._with_managers(found, change)
         if not change.payload:
             return change
+        if _CANARY in _annotations(found):  # it tells of something else
+            change = _noting(change, None)
         objections = self.cluster.ask(self._resource(), found, change.payload, manager=OWNER)
         return replace(change, cautions=(*change.cautions, *(f"the cluster says: {each}" for each in objections)))
 
@@ -248,6 +278,20 @@ def every_node_class(context: str) -> list[dict[str, Any]]:
         raise InputError(f"{cluster} serves no API {GROUP}", hint="is it the right context?")
     plurals = {plural: version for version, plural in reversed(_NODE_CLASSES.items()) if version in served}
     return [each for plural, version in plurals.items() for each in cluster.items(f"{plural}.{version}.{GROUP}")]
+
+
+def _annotations(node_class: Mapping[str, Any]) -> Mapping[str, str]:
+    found: Mapping[str, str] = node_class["metadata"].get("annotations") or {}
+    return found
+
+
+def _noting(change: Change, note: CanaryNote | None) -> Change:
+    """Return a change that also writes what became of a canary, or takes away what is noted there."""
+    if not change.payload:
+        return change
+    metadata = change.payload.get("metadata", {})
+    annotations = {**metadata.get("annotations", {}), _CANARY: note.model_dump_json() if note else None}
+    return replace(change, payload={**change.payload, "metadata": {**metadata, "annotations": annotations}})
 
 
 def _meant(node_class: Mapping[str, Any]) -> tuple[object, object]:

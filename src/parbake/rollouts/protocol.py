@@ -6,7 +6,7 @@ import difflib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Final, Protocol
+from typing import Annotated, Any, Final, Literal, Protocol
 
 from pydantic import AfterValidator, Field
 
@@ -266,6 +266,14 @@ class TargetStatus:
         return self.history.left if self.history.rolled_back else None
 
 
+class CanaryNote(Frozen):
+    """What a target notes of its canary: of the artefact with these ids, whether it waits or has failed, and why."""
+
+    state: Literal["waits", "failed"]
+    of: NameSet
+    why: str = ""
+
+
 class Rollout(Protocol):
     """A kind of target. ``plan`` and ``plan_rollback`` only read; ``write`` writes what they decided, once."""
 
@@ -294,6 +302,19 @@ class Rollout(Protocol):
     def status(self) -> TargetStatus:
         """Say what the target holds."""
         ...
+
+    def canary(self) -> CanaryNote | None:
+        """Return what the target notes of its canary; None: nothing is open, and nothing has failed."""
+        return None
+
+    def with_canary(self, change: Change, note: CanaryNote) -> Change:
+        """Return a change that notes this in the same write, if it writes at all."""
+        del note
+        return change
+
+    def note_canary(self, note: CanaryNote | None) -> None:
+        """Write down what became of the canary; None: it has passed."""
+        del note
 
     def freeze(self, *, frozen: bool) -> tuple[str, ...]:
         """Stop nodes from being replaced, or let them again; return what was changed.

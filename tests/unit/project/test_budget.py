@@ -20,9 +20,9 @@ LINES = {
     "machine": 6100,
     "node": 1225,
     "records": 2725,
-    "rollouts": 5100,
+    "rollouts": 5125,
     "verify": 1735,
-    "workflows": 8605,
+    "workflows": 8815,
 }
 """The most lines of each wing's modules, without those that the protobuf compiler writes."""
 SLACK = 0.94

@@ -20,8 +20,9 @@ from parbake.core.model import EBS_BLOCK, Startup, StartupFile
 from parbake.core.workspace import work_folder
 from parbake.machine import disk
 from parbake.records import genuine, held
-from parbake.workflows import bake, export, plan, rollout, trace
+from parbake.workflows import bake, export, plan, trace
 from parbake.workflows.bake.rehearsal import trace_beside
+from parbake.workflows.rollout import offers
 from tests.unit.records.test_genuine import GOOD, Shelf
 
 TRACE = Trace(uuid="0", filesystem="ext4", parts=(Part(name="app", reads=(Read(0, 0, 8),)),))
@@ -53,6 +54,7 @@ DOES_NOT = {
 """Those that are given an artefact, or find it, and work with what is known of it."""
 TAKES_NONE = {
     "init", "plan", "build", "fetch", "schema", "demo", "rollback", "status", "freeze", "thaw", "watch", "fleet", "iam",
+    "observe",
 }  # fmt: skip
 """Those that use no bytes themselves: they ask a registry or a cloud, or call the ones above."""
 
@@ -213,7 +215,7 @@ def test_a_trace_that_is_not_the_records_is_not_used(shelf: Shelf, planted: Trac
     path = shelf.artefact.with_name(shelf.record.trace_name)
     recorded = trace.write_trace(shelf.artefact, shelf.record, TRACE)
     assert [run(shelf, DOES_NOT[each]) for each in ("hydrate", "report")] == [0, 0]
-    assert rollout.hydrate_part([(shelf.artefact, recorded)])
+    assert offers.hydrate_part([(shelf.artefact, recorded)])
     if planted:
         save(planted, path)
     else:
@@ -223,7 +225,7 @@ def test_a_trace_that_is_not_the_records_is_not_used(shelf: Shelf, planted: Trac
     assert run(shelf, DOES_NOT["report"]) == (3 if planted else 0)
     assert trace_beside(plan.BakeResult(shelf.artefact, recorded, changed=False)) is None
     with pytest.raises(VerificationFailed if planted else InputError, match="start-up trace"):
-        rollout.hydrate_part([(shelf.artefact, recorded)])
+        offers.hydrate_part([(shelf.artefact, recorded)])
 
 
 @pytest.mark.usefixtures("used")

@@ -93,7 +93,8 @@ def test_the_rights_are_those_that_rollouts_take() -> None:
     rights = {(resource, verb) for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]}
     classes = {(plural, verb) for plural in ("ec2nodeclasses", "awsnodetemplates") for verb in ("get", "list", "patch")}
     pools = {("nodepools", verb) for verb in ("get", "list", "patch")}
-    assert rights == classes | pools | {("nodeclaims", "list"), ("events", "list"), ("nodes", "list")}
+    listed = {(plural, "list") for plural in ("nodeclaims", "events", "nodes", "pods")}
+    assert rights == classes | pools | listed
 
 
 def test_rollouts_may_patch_what_is_named_and_nothing_else() -> None:

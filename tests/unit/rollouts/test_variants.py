@@ -10,7 +10,7 @@ from parbake.core.model import Base, Variant
 from parbake.records import Record
 from parbake.rollouts.protocol import Offer
 from parbake.rollouts.variants import objections
-from parbake.workflows.rollout import offer
+from parbake.workflows.rollout.offers import offer
 from standins.clusters import NEEDS_KUBECTL, machine_image, parbake, project, volume
 from standins.kubernetes.karpenter import Ami, Karpenter
 from standins.kubernetes.server import Server

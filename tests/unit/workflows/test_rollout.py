@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from parbake.core.errors import InputError
 from parbake.rollouts import Rollout, TargetStatus
 from parbake.rollouts.nodeclass import decide, held
-from parbake.workflows.rollout import _has_had, offer
+from parbake.workflows.rollout import _has_had
+from parbake.workflows.rollout.offers import offer
 from standins import plans
 from standins.clusters import REGION, machine_image
 from standins.kubernetes.store import merge

@@ -12,6 +12,12 @@ from parbake.rollouts import RolloutProgress, TargetState
 from parbake.workflows.rollout import TargetReport, TargetResult
 from parbake.workflows.watch import Tidied, Turn
 
+_CANARY = {
+    "passed": "its pods use it",
+    "waits": "its canary waits for pods",
+    "failed": "its canary has said no to this artefact (--force rolls it out again)",
+}
+
 
 def results_json(results: Sequence[TargetResult], *, dry_run: bool) -> dict[str, object]:
     """Return what was written to each target, and how far its nodes are."""
@@ -30,6 +36,7 @@ def results_json(results: Sequence[TargetResult], *, dry_run: bool) -> dict[str,
                 "refusals": list(each.change.refusals),
                 "written": each.written,
                 "follow": asdict(each.follow) if each.follow else None,
+                "canary": each.canary or None,
             }
             for each in results
         ],
@@ -48,7 +55,8 @@ def results_text(results: Sequence[TargetResult], *, dry_run: bool) -> str:
         new = "would be written" if dry_run else "written"
         verb = "holds it already" if each.change.empty else new
         nodes = f", {nodes_text(each.follow)}" if each.follow else ""
-        parts.append(word(f"{each.target}: {each.change.where}: {verb}{nodes}"))
+        pods = f", {_CANARY[each.canary]}" if each.canary else ""
+        parts.append(word(f"{each.target}: {each.change.where}: {verb}{nodes}{pods}"))
         parts += [word(f"  before  {each.change.before}"), word(f"  after   {each.change.after}")]
         if dry_run and each.change.diff:
             parts.append(each.change.diff)

@@ -80,7 +80,7 @@ if TYPE_CHECKING:
 _ENDED_BADLY = {WorkflowExecutionStatus.CANCELED, WorkflowExecutionStatus.FAILED, WorkflowExecutionStatus.TERMINATED}
 _NO_SECOND_TRY = {
     "Denied", "AwsNoAccess", "LayerEscape", "LayerBomb", "Moved", "NotSealed",
-    "RolloutError", "Stalled",  # a target has said no, or had its time
+    "RolloutError", "Stalled", "CanarySilent",  # a target has said no, or had its time
 }  # fmt: skip
 _KILLED = -9
 _STOPPED = 130
@@ -337,7 +337,8 @@ class Activities:
         if found["diff"] and noting and not request.superseded(before.ids):  # it would go back past that
             held = dict.fromkeys((*before.ids, *before.artefacts))
             await self._noted(request, request.keys, f"{request.target} of {request.file}", held)
-        return TargetOutcome(bool(found["diff"]), str(before), str(after), list(after.ids), list(before.ids))
+        open_ = found["canary"] in {"waits", "failed"}  # it holds the artefact, or has gone back: pods are to decide
+        return TargetOutcome(bool(found["diff"]) or open_, str(before), str(after), list(after.ids), list(before.ids))
 
     async def _noted(
         self, request: WavesRequest | TargetTask, keys: Iterable[str], target: str = "", held: Iterable[str] = ()

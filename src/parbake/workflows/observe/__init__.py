@@ -8,7 +8,7 @@ It only reads, with ``list``. Deciding is pure (``attribute``); what a kubelet s
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from statistics import median
@@ -177,12 +177,18 @@ def _pods(uses: Iterable[ImageUse]) -> tuple[PodUse, ...]:
 
 
 def observe(
-    known: Sequence[Record], wanted: Sequence[Record] = (), *, context: str = "", selector: str = ""
+    known: Sequence[Record],
+    wanted: Sequence[Record] = (),
+    *,
+    context: str = "",
+    selector: str = "",
+    of_class: str = "",
 ) -> Observed:
     """Look at the nodes of a cluster that run one of the ``wanted`` records' artefacts (none: of the ``known`` ones').
 
-    ``selector`` (of labels) chooses nodes that run the wanted one, where the cluster does not say what they run. Raises
-    InputError without a record to look for, RolloutError where nodes and pods cannot be read.
+    ``selector`` (of labels) chooses nodes that run the wanted one, where the cluster does not say what they run; with
+    ``of_class`` only nodes of that node class of Karpenter count. Raises InputError without a record to look for,
+    RolloutError where nodes and pods cannot be read.
     """
     if not known and not wanted:
         raise InputError(
@@ -190,7 +196,10 @@ def observe(
         )
     if selector and len(wanted) != 1:
         raise InputError("--nodes says which nodes run one artefact", hint="name its record, and no other")
-    return of_seen(look(context, selector), known, wanted)
+    seen = look(context, selector)
+    if of_class:
+        seen = replace(seen, nodes=tuple(node for node in seen.nodes if node.of_class == of_class))
+    return of_seen(seen, known, wanted)
 
 
 def of_seen(seen: Seen, known: Sequence[Record], wanted: Sequence[Record] = ()) -> Observed:

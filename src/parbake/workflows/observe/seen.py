@@ -27,9 +27,10 @@ _DIGEST = "sha256:"
 class SeenNode:
     """A node. ``ami`` and ``snapshots`` are what it was launched with, as far as the cluster says it (empty: not).
 
-    ``images`` are the names that its kubelet lists, or None where it lists only a part of them; ``node_class`` is that
-    of Karpenter, where the node was launched from the class as it is now. ``launched`` and ``registered`` are times of
-    its NodeClaim; ``ready`` is when it became Ready, or the claim Initialized.
+    ``images`` are the names that its kubelet lists, or None where it lists only a part of them; ``of_class`` names its
+    node class of Karpenter, and ``node_class`` is that, where the node was launched from the class as it is now.
+    ``launched`` and ``registered`` are times of its NodeClaim; ``ready`` is when it became Ready, or the claim
+    Initialized.
     """
 
     name: str
@@ -38,6 +39,7 @@ class SeenNode:
     ami: str = ""
     snapshots: tuple[str, ...] = ()
     images: frozenset[str] | None = None
+    of_class: str = ""
     node_class: Thing | None = None
     made: datetime | None = None
     requested: datetime | None = None
@@ -170,13 +172,14 @@ def _node(
     )
     if claim is None:
         return found
-    node_class = classes.get(str(as_map(as_map(claim.get("spec")).get("nodeClassRef")).get("name") or ""))
+    named = str(as_map(as_map(claim.get("spec")).get("nodeClassRef")).get("name") or "")
+    node_class = classes.get(named)
     current = node_class if node_class and _hash(claim) and _hash(claim) == _hash(node_class) else None
     disks = as_list(as_map((current or {}).get("spec")).get("blockDeviceMappings"))
     snapshots = (str(as_map(as_map(each).get("ebs")).get("snapshotID") or "") for each in disks)
     return SeenNode(
         found.name, found.kubelet, found.architecture, str(as_map(claim.get("status")).get("imageID") or found.ami),
-        tuple(filter(None, snapshots)), found.images, _thing(current) if current else None,
+        tuple(filter(None, snapshots)), found.images, named, _thing(current) if current else None,
         made=found.made, requested=_made(claim), launched=_condition(claim, "Launched"),
         registered=_condition(claim, "Registered"), ready=_condition(claim, "Initialized") or found.ready,
     )  # fmt: skip

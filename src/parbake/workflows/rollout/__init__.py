@@ -1,6 +1,6 @@
 """The story after the bake: hand an artefact to autoscalers, watch it arrive, go back.
 
-``rollout = load -> records -> offers -> decide all -> show -> (for each target: write once -> follow)``
+``rollout = load -> records -> offers -> decide all -> show -> (for each target: write once -> follow -> its canary)``
 
 Everything is decided before anything is written. Targets are taken in the order of the Bakefile, each followed to its
 end before the next is written, so that the first can be the canary. What a target held before is written down on the
@@ -9,31 +9,36 @@ target itself: a run that was killed is finished by running it again, and a roll
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from parbake import records
 from parbake.bakefile import COPY_ROLES, Bakefile
 from parbake.bakefile.targets import Target
-from parbake.coldstart.hydrate import user_data
-from parbake.coldstart.trace import hydrate_list
 from parbake.core import interrupts
-from parbake.core.errors import InputError, ParbakeError, RolloutError, Stalled, TargetMissing, VerificationFailed
+from parbake.core.errors import (
+    CanaryFailed,
+    InputError,
+    ParbakeError,
+    RolloutError,
+    Stalled,
+    TargetMissing,
+    VerificationFailed,
+)
 from parbake.core.events import Events
-from parbake.core.model import Published
 from parbake.core.printable import word
 from parbake.core.run import Deadline
-from parbake.machine.disk import filesystem_uuid
 from parbake.records import Record, genuine
 from parbake.records.store import refreshed_output, session_store
-from parbake.rollouts import Change, Offer, Rollout, RolloutProgress, TargetState, TargetStatus, mount
+from parbake.rollouts import CanaryNote, Change, Offer, Rollout, RolloutProgress, TargetState, TargetStatus
 from parbake.rollouts.choose import open_target
 from parbake.workflows.identity import opened
 from parbake.workflows.platforms import together
+from parbake.workflows.rollout import canary
+from parbake.workflows.rollout.offers import fitting, hydrate_part, hydrates, offer, with_mount
 from parbake.workflows.rollout.warm import Warming
-from parbake.workflows.trace import trace_of
 
 _AGAIN = "`parbake verify` compares the artefact with its record, and writes the list anew where it fits"
 _STEADY = 2  # so often in a row a target must be seen to be done
@@ -74,13 +79,17 @@ class RolloutOptions:
 
 @dataclass(frozen=True, slots=True)
 class TargetResult:
-    """What became of one target: the change, whether it was written now, and how far its nodes are."""
+    """What became of one target: the change, whether it was written now, and how far its nodes are.
+
+    ``canary`` says whether pods decide: they have (``passed``), have not yet (``waits``), or have said no before.
+    """
 
     target: str
     kind: str
     change: Change
     written: bool = False
     follow: RolloutProgress | None = None
+    canary: Literal["", "passed", "waits", "failed"] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +104,23 @@ class TargetReport:
 
 @dataclass(frozen=True, slots=True)
 class _Decided:
+    """What is to happen to a target that is offered what has these ``ids``.
+
+    ``records`` are what its canary looks for (none: it has no canary, or that has passed). ``failed`` is what a canary
+    has said before of the very artefact: then the change is the rest of the way back.
+    """
+
     config: Target
     target: Rollout
     change: Change
     region: str = ""
+    ids: tuple[str, ...] = ()
+    records: tuple[Record, ...] = ()
+    failed: CanaryNote | None = None
+
+    @property
+    def canary(self) -> Literal["", "waits", "failed"]:
+        return "failed" if self.failed else "waits" if self.records else ""
 
 
 def rollout(
@@ -124,26 +146,47 @@ def _rollout(
     found = [record for _, record in located]
     _need_verified(found, events, force=options.force)
     targets = choose(bakefile, options.to)
-    offers = [_fitting(offer(found, config.region, here=config.options.takes_files), config) for config in targets]
+    offers = [fitting(offer(found, config.region, here=config.options.takes_files), config) for config in targets]
     for region in dict.fromkeys(each.region for each in offers if each.region):
         for record in found:
             genuine.need_published(record, region, events, signed=bool(bakefile.trust))
     if options.supersedes:
         offers = [each.model_copy(update={"supersedes": options.supersedes}) for each in offers]
     if options.mount:
-        offers = [_with_mount(each, found, config) for each, config in zip(offers, targets, strict=True)]
-    if any(_hydrates(config) for config in targets):
+        offers = [with_mount(each, found, config) for each, config in zip(offers, targets, strict=True)]
+    if any(hydrates(config) for config in targets):
         part = hydrate_part(located)
         offers = [
-            each.model_copy(update={"hydrate": part}) if _hydrates(config) else each
+            each.model_copy(update={"hydrate": part}) if hydrates(config) else each
             for each, config in zip(offers, targets, strict=True)
         ]
-    decided = []
+    decided = list[_Decided]()
     for config, offered in zip(targets, offers, strict=True):
         target = open_target(config, offered.region, force_conflicts=options.force_conflicts)
-        if options.again or not _was_left(config, target, offered, events):
-            decided.append(_Decided(config, target, target.plan(offered), offered.region))
+        noted = _noted(config, target, offered)
+        if noted and noted.state == "failed" and not options.force:
+            decided.insert(0, _Decided(config, target, target.plan_rollback(), offered.region, failed=noted))
+        elif options.again or not _was_left(config, target, offered, events):
+            decided.append(_decided(config, target, offered, found, noted))
     return _hand_over(decided, events, options, Warming(bakefile, found, events))
+
+
+def _noted(config: Target, target: Rollout, offered: Offer) -> CanaryNote | None:
+    """Return what a target notes of a canary of this very artefact."""
+    noted = target.canary() if config.canary else None
+    return noted if noted and set(noted.of) == set(offered.ids) else None
+
+
+def _decided(
+    config: Target, target: Rollout, offered: Offer, found: Sequence[Record], noted: CanaryNote | None
+) -> _Decided:
+    """Decide what a target becomes; its canary is open if it is written now, or was and nobody has looked."""
+    change = target.plan(offered)
+    if not config.canary:
+        return _Decided(config, target, change, offered.region)
+    change = target.with_canary(change, CanaryNote(state="waits", of=offered.ids))
+    is_open = not change.empty or (noted is not None and noted.state == "waits")
+    return _Decided(config, target, change, offered.region, offered.ids, tuple(found) if is_open else ())
 
 
 def _was_left(config: Target, target: Rollout, offered: Offer, events: Events) -> bool:
@@ -218,110 +261,6 @@ def choose(bakefile: Bakefile, to: Iterable[str]) -> tuple[Target, ...]:
     return tuple(config for name, config in known.items() if not wanted or name in wanted)
 
 
-def offer(found: Sequence[Record], region: str | None, *, here: bool = False) -> Offer:
-    """Make the offer of one region out of records; raises InputError when they do not go together.
-
-    Machine images may be one for each architecture: a node class of Karpenter takes them all. What lies in no cloud can
-    be offered where the target takes files (``here``), by its name and key alone.
-    """
-    kinds = [(record.plan.artefact.kind, record.plan.platform.architecture) for record in found]
-    twice = next((kind for kind, count in Counter(kinds).items() if count > 1), None)
-    if twice:
-        raise InputError(
-            f"two records of the kind {twice[0]} for {twice[1]}",
-            hint="give one machine image for each architecture, one volume, or one of each",
-        )
-    architectures = sorted({architecture for _, architecture in kinds})
-    if len(architectures) > 1 and any(kind == "volume" for kind, _ in kinds):
-        raise InputError(
-            f"the records are for {' and '.join(architectures)}, and all nodes of a target get the same volume",
-            hint="give records of one platform, and a node class for each",
-        )
-    named = {
-        "artefacts": [record.artefact for record in found],
-        "keys": [record.key for record in found],
-        "architectures": architectures,
-    }
-    if here and not region and not any(record.published for record in found):
-        return Offer(**named, image_size=max(record.size for record in found))
-    if nowhere := " and ".join(record.artefact for record in found if not record.published):
-        raise InputError(
-            f"{nowhere}: published in no region of a cloud, so there is nothing to hand out",
-            hint="write `builder: ebs` (from here, no instance) or `builder: ec2` into the Bakefile, and bake again",
-        )
-    region = region or _one_region(found)
-    images, volume, runtime = list[Published](), Published(), ""
-    for record in found:
-        published = record.published.get(region)
-        if published is None:
-            raise InputError(
-                f"{record.artefact} is not published in {region}, but in {', '.join(sorted(record.published))}",
-                hint="`parbake copy` publishes it there too; or correct the target's `region`",
-            )
-        if record.plan.artefact.kind == "volume":
-            volume, runtime = published, record.verdict.runtime if record.verdict else ""
-        else:
-            images.append(published)
-    bases = {record.plan.base.variant for record in found if record.plan.artefact.kind == "machine-image"}
-    return Offer(
-        **named,
-        variant=bases.pop() if len(bases) == 1 else "",
-        region=region,
-        images=[each.image for each in images],
-        image_size=max((each.snapshots[0].size for each in images if each.snapshots), default=0),
-        snapshot=volume.snapshots[0].id if volume.snapshots else "",
-        snapshot_size=volume.snapshots[0].size if volume.snapshots else 0,
-        encrypted=any(each.plan.artefact.encrypted for each in found if each.plan.artefact.kind == "volume"),
-        kms_key=next((each.plan.artefact.kms_key for each in found if each.plan.artefact.kind == "volume"), ""),
-        family=volume.family,
-        runtime=runtime,
-    )
-
-
-def _fitting(offered: Offer, config: Target) -> Offer:
-    """Return an offer that a target can take; raises InputError for several images where there is room for one."""
-    if len(offered.images) > 1 and not config.options.takes_several_images:
-        raise InputError(
-            f"{config.name}: it takes one machine image, and the records are for {' and '.join(offered.architectures)}",
-            hint="node classes that name images by id take one for each architecture; roll out one record here",
-        )
-    return offered
-
-
-def hydrate_part(located: Iterable[tuple[Path, Record]]) -> str:
-    """Return the user data that loads what the images' starts read: of the volume, or of a machine image.
-
-    Empty for a machine image alone that has the service in it. Raises InputError where no start was traced.
-    """
-    found = tuple(located)
-    volumes = [each for each in found if each[1].plan.artefact.kind == "volume"]
-    if not volumes and all(record.verdict and record.verdict.hydrate for _, record in found):
-        return ""
-    if not volumes and len(found) > 1:
-        raise InputError(
-            "`hydrate` loads the blocks of one machine image, and the records are of several",
-            hint="bake them with --rehearse, which puts the service into each; or remove `hydrate`",
-        )
-    ((artefact, record),) = volumes or found
-    try:
-        return user_data(hydrate_list(trace_of(artefact, record)))
-    except InputError as error:
-        raise InputError(
-            f"{error.message}, and a target says `hydrate`", hint=f"{error.hint}; or remove `hydrate`"
-        ) from None
-
-
-def _with_mount(offered: Offer, found: Sequence[Record], config: Target) -> Offer:
-    """Add the user data that mounts the volume, where nodes mount nothing by themselves, and the target wants it."""
-    volume = next((record for record in found if record.plan.artefact.kind == "volume"), None)
-    if volume is None or not offered.snapshot or offered.family or not getattr(config.options, "mount", False):
-        return offered
-    sandbox = str(volume.plan.sandbox.reference) if volume.plan.sandbox else ""
-    root = getattr(config.options, "root", "")
-    uuid = filesystem_uuid(volume.key)  # of an instance of EC2's making as well, unless it is Bottlerocket's own
-    return offered.model_copy(update={"mount": mount.user_data(sandbox, root, uuid=uuid)})
-
-
 def _bring(selectors: Sequence[str], bakefile: Bakefile, events: Events) -> None:
     """Bring what is named and lies in no cloud from the store, where another machine has made it."""
     shared = session_store(bakefile, events)
@@ -337,20 +276,6 @@ def _bring(selectors: Sequence[str], bakefile: Bakefile, events: Events) -> None
 
 def _is_meant(selector: str, record: Record) -> bool:
     return Path(selector).name.startswith(record.artefact) or record.key.startswith(selector)
-
-
-def _hydrates(config: Target) -> bool:
-    return bool(getattr(config.options, "hydrate", False))
-
-
-def _one_region(found: Sequence[Record]) -> str:
-    regions = set.intersection(*(set(record.published) for record in found))
-    if len(regions) == 1:
-        return regions.pop()
-    names = " and ".join(record.artefact for record in found)
-    if regions:
-        raise InputError(f"{names}: published in {', '.join(sorted(regions))}", hint="name the target's `region`")
-    raise InputError(f"{names}: there is no region in which all are", hint="`parbake copy` publishes one there too")
 
 
 def _records(selector: str, bakefile: Bakefile, events: Events) -> list[tuple[Path, Record]]:
@@ -400,20 +325,55 @@ def _hand_over(
     if warming:
         warming.begin(dict.fromkeys(each.region for each in decided if not each.change.empty), dry_run=options.dry_run)
     if options.dry_run:
-        return tuple(TargetResult(each.config.name, each.config.kind, each.change) for each in decided)
-    done = []
-    for each in decided:
+        return tuple(
+            TargetResult(each.config.name, each.config.kind, each.change, canary=each.canary) for each in decided
+        )
+    return tuple(_handed(each, events, options, warming) for each in decided)
+
+
+def _handed(each: _Decided, events: Events, options: RolloutOptions, warming: Warming | None) -> TargetResult:
+    """Write a target, follow its nodes, and let their first pods decide where it has a canary."""
+    interrupts.resume()
+    written = not each.change.empty
+    if written and warming:
+        warming.pace(each.region)
+    if written:
+        _write(f"write-{each.config.name}", f"Write {each.change.where}", each.target, each.change, events)
+    result = TargetResult(each.config.name, each.config.kind, each.change, written, canary=each.canary)
+    if options.follow:
+        result = replace(result, follow=_follow(each, events, options))
+        if each.canary:
+            _let_pods_decide(each, events, options)
+            result = replace(result, canary="passed")
+    elif each.records:
+        events.warn(f"{each.config.name}: its canary waits: without --no-follow the same command looks at pods")
+    return result
+
+
+def _write(stage: str, text: str, target: Rollout, change: Change, events: Events) -> None:
+    with events.stage(stage, text):
+        target.write(change)
+        interrupts.hold()
+
+
+def _let_pods_decide(each: _Decided, events: Events, options: RolloutOptions) -> None:
+    """Return if the canary is content; otherwise go back, follow, and raise CanaryFailed."""
+    name, says = each.config.name, each.failed.why if each.failed else ""
+    back = each.change.after
+    if not each.failed:
+        judgement = canary.look(each.config, each.records, events, options.interval)
+        if judgement.passed:
+            each.target.note_canary(None)
+            events.note(f"{name}: {judgement.says}")
+            return
+        says = judgement.says
+        events.warn(f"{name}: {says}; it goes back")
+        way = each.target.with_canary(each.target.plan_rollback(), CanaryNote(state="failed", of=each.ids, why=says))
         interrupts.resume()
-        written = not each.change.empty
-        if written and warming:
-            warming.pace(each.region)
-        if written:
-            with events.stage(f"write-{each.config.name}", f"Write {each.change.where}"):
-                each.target.write(each.change)
-                interrupts.hold()
-        result = TargetResult(each.config.name, each.config.kind, each.change, written)
-        done.append(replace(result, follow=_follow(each, events, options)) if options.follow else result)
-    return tuple(done)
+        _write(f"back-{name}", f"Return {way.where}", each.target, way, events)
+        _follow(replace(each, change=way), events, options)
+        back = way.after
+    raise CanaryFailed(f"{name}: {says}. It went back to {back}")
 
 
 def _refuse(each: _Decided, events: Events, *, force: bool) -> None:
