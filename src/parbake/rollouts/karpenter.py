@@ -15,7 +15,7 @@ from parbake.bakefile.targets import KarpenterTarget
 from parbake.core.errors import InputError, RolloutError, TargetMoved
 from parbake.rollouts import nodeclass, variants
 from parbake.rollouts.cluster import Cluster
-from parbake.rollouts.nodeclass import AmiSelector
+from parbake.rollouts.nodeclass import AmiSelector, NodeClass
 from parbake.rollouts.pointers import Pointer, pointer_of
 from parbake.rollouts.protocol import (
     OWNER,
@@ -63,7 +63,7 @@ class Karpenter(Rollout):
 
     @override
     def plan(self, offer: Offer) -> Change:
-        found = self._node_class()
+        found = NodeClass(self._node_class())
         if self.pointer and offer.images:
             self.pointer.check(offer.image)
         target, selector = self.target, self._chosen()
@@ -73,7 +73,7 @@ class Karpenter(Rollout):
         others = other_runtime(self._nodes(), offer.runtime) if offer.runtime and not offer.images else ()
         cautions = (*change.cautions, *objections.cautions, *others)
         refusals = (*change.refusals, *objections.refusals)
-        return self._judged(found, replace(change, refusals=refusals, cautions=cautions))
+        return self._judged(found.document, replace(change, refusals=refusals, cautions=cautions))
 
     def _need_known(self, change: Change) -> None:
         """Raise InputError for fields that came late, where the cluster's Karpenter is older: they would be dropped."""
@@ -88,7 +88,7 @@ class Karpenter(Rollout):
     @override
     def plan_rollback(self) -> Change:
         found = self._node_class()
-        back = nodeclass.decide_rollback(found, device=self.target.device, selector=self._chosen())
+        back = nodeclass.decide_rollback(NodeClass(found), device=self.target.device, selector=self._chosen())
         return self._judged(found, back)
 
     @override
@@ -103,9 +103,10 @@ class Karpenter(Rollout):
         if selector is None or self.pointer is None:
             self._patch(change)
             return
-        spec = self._read["spec"]
-        followed = nodeclass.follows(spec, selector)
-        wanted = change.after.image if nodeclass.follows({**spec, **change.payload.get("spec", {})}, selector) else ""
+        read = NodeClass(self._read)
+        followed = read.follows(selector)
+        then = NodeClass({"spec": {**read.spec, **change.payload.get("spec", {})}})
+        wanted = change.after.image if then.follows(selector) else ""
         if followed and selector.image not in {change.before.image, wanted}:
             raise TargetMoved(f"{self.pointer}: it names {selector.image or 'no image'} now, not {change.before.image}")
         if wanted and not followed:
@@ -134,7 +135,7 @@ class Karpenter(Rollout):
     @override
     def follow(self, wanted: TargetState) -> RolloutProgress:
         found = self._node_class()
-        if found["kind"] == "AWSNodeTemplate":
+        if NodeClass(found).is_old:
             return RolloutProgress(
                 0, 0, done=True, waiting=("old nodes stay until they expire or are drained by hand",)
             )
@@ -144,11 +145,10 @@ class Karpenter(Rollout):
 
     @override
     def status(self) -> TargetStatus:
-        found = self._node_class()
-        holds = nodeclass.held(found, self.target.device, self._chosen())
+        found = NodeClass(self._node_class())
+        holds = found.held(self.target.device, self._chosen())
         frozen = any(FROZEN in _budgets(pool) for pool in self._pools())
-        where, history = nodeclass.described(found), nodeclass.history(found)
-        return TargetStatus(where, holds, history, self.follow(holds), frozen)
+        return TargetStatus(str(found), holds, found.history, self.follow(holds), frozen)
 
     @override
     def canary(self) -> CanaryNote | None:

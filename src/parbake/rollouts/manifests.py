@@ -15,7 +15,7 @@ from typing import Any, override
 from parbake.bakefile.targets import FileTarget, GitopsTarget
 from parbake.core.errors import InputError, TargetMoved
 from parbake.rollouts import gitops, nodeclass, userdata, variants
-from parbake.rollouts.nodeclass import ANNOTATION
+from parbake.rollouts.nodeclass import ANNOTATION, NodeClass
 from parbake.rollouts.protocol import (
     Change,
     History,
@@ -166,9 +166,7 @@ class NodeClassFile(_Manifest):
     @override
     def status(self) -> TargetStatus:
         _, found = self._found(self.file.read())
-        where = f"{nodeclass.described(found)} in {self.where}"
-        holds = nodeclass.held(found, self.target.device)
-        return TargetStatus(where, holds, nodeclass.history(found))
+        return TargetStatus(f"{found} in {self.where}", found.held(self.target.device), found.history)
 
     def _pools(self, name: str) -> list[Mapping[str, Any]]:
         """Return the NodePools of a node class, as far as they lie in the folder of its file."""
@@ -176,15 +174,15 @@ class NodeClassFile(_Manifest):
         places = [place for text in self.file.beside() for place in gitops.find(text, "", kinds=("NodePool",))]
         return [each.data for each in places if gitops.value_at(each.data, named) == name]
 
-    def _found(self, text: str) -> tuple[gitops.ManifestPlace, Mapping[str, Any]]:
+    def _found(self, text: str) -> tuple[gitops.ManifestPlace, NodeClass]:
         source, name = self.target.file.name, self.target.nodeclass
         gitops.read(text, source=self.where)  # `find` passes over what is not YAML; here it is the only file
         places = gitops.find(text, source, kinds=_NODE_CLASSES, name=name)
         place = gitops.the_one(places, f"the node class {name}" if name else "a node class")
         if isinstance(place.data, Mapping):
-            return place, place.data
+            return place, NodeClass(place.data)
         described = {"kind": place.kind, "metadata": {"name": place.name}, "spec": {}}
-        return place, gitops.merged(described, gitops.patched_values(place.data))
+        return place, NodeClass(gitops.merged(described, gitops.patched_values(place.data)))
 
 
 class ValuesFile(_Manifest):

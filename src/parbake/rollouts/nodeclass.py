@@ -1,4 +1,4 @@
-"""Node classes of Karpenter: what a rollout writes into one. Pure; the cluster and manifest files both use it.
+"""Node classes of Karpenter: what one says, and what a rollout writes into it. Pure; clusters and files both use it.
 
 Facts: karpenter.sh documentation "NodeClasses" (v0.32 to v1.14) and the CRDs of aws/karpenter-provider-aws. A term is
 replaced whole, since one with ``id`` and more is refused or half ignored; the machine image and the snapshot change in
@@ -17,6 +17,7 @@ from parbake.core.errors import InputError
 from parbake.core.families import AL2, ASSUMED, BOTTLEROCKET, BY_WORD, FAMILIES, NodeFamily, family_of
 from parbake.core.model import GIB
 from parbake.core.units import quantity
+from parbake.core.yamltext import as_list, as_map
 from parbake.rollouts import nodesettings, userdata
 from parbake.rollouts.protocol import (
     OWNER,
@@ -48,8 +49,134 @@ class AmiSelector:
     caution: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class MappedDisk:
+    """A disk that nodes get: ``snapshot`` is what it is made from (empty: nothing), ``size`` in bytes (0: not said)."""
+
+    device: str
+    snapshot: str
+    size: int
+    is_root: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NodeClass:
+    """A node class, as its document says: an EC2NodeClass, or the AWSNodeTemplate of before.
+
+    Documents come from clusters and files of others: what has another shape than Karpenter's counts as not there.
+    """
+
+    document: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.document.get('kind', 'EC2NodeClass')} {self._metadata.get('name', '')}".rstrip()
+
+    @property
+    def spec(self) -> Mapping[str, Any]:
+        """What it says in Karpenter's own words."""
+        return as_map(self.document.get("spec"))
+
+    @property
+    def _metadata(self) -> Mapping[str, Any]:
+        return as_map(self.document.get("metadata"))
+
+    @property
+    def is_old(self) -> bool:
+        """Whether it is of Karpenter before v0.32."""
+        return self.document.get("kind") == "AWSNodeTemplate"
+
+    @property
+    def being_deleted_since(self) -> str:
+        """When its deletion was asked for; empty: it was not."""
+        return str(self._metadata.get("deletionTimestamp") or "")
+
+    @property
+    def history(self) -> History[TargetState]:
+        """What it records of rollouts."""
+        return read_history(as_map(self._metadata.get("annotations")).get(ANNOTATION, ""))
+
+    @property
+    def family(self) -> NodeFamily:
+        """That of its images: by its alias, else as it says."""
+        return family_of(self.spec)
+
+    @property
+    def terms(self) -> list[Mapping[str, Any]]:
+        """The terms by which it chooses its images, in the words of v0.32 and later."""
+        return [as_map(term) for term in as_list(self.spec.get("amiSelectorTerms"))]
+
+    @property
+    def older_selector(self) -> Mapping[str, Any]:
+        """How a node class of before v0.32 chooses its images."""
+        return as_map(self.spec.get("amiSelector"))
+
+    @property
+    def ids_before(self) -> list[str]:
+        """The images that it names: ``aws-ids`` is the older spelling, ``aws::ids`` the newer."""
+        older = self.older_selector
+        listed = str(older.get("aws::ids") or older.get("aws-ids") or "")
+        return [each.strip() for each in listed.split(",") if each.strip()]
+
+    @property
+    def ids(self) -> list[str]:
+        """The images that it names by id."""
+        return [*(str(term["id"]) for term in self.terms if term.get("id")), *self.ids_before]
+
+    @property
+    def disks(self) -> list[MappedDisk]:
+        """The disks that it maps, in order."""
+        found = []
+        for mapping in map(as_map, as_list(self.spec.get("blockDeviceMappings"))):
+            ebs = as_map(mapping.get("ebs"))
+            device, snapshot = str(mapping.get("deviceName") or ""), str(ebs.get("snapshotID") or "")
+            found.append(
+                MappedDisk(device, snapshot, quantity(ebs.get("volumeSize")), mapping.get("rootVolume") is True)
+            )
+        return found
+
+    @property
+    def user_data(self) -> str:
+        """What its nodes run at boot besides what Karpenter adds."""
+        return str(self.spec.get("userData") or "")
+
+    @property
+    def settings(self) -> nodesettings.NodeSettings:
+        """What its user data tells the runtime and the kubelet."""
+        return nodesettings.read(self.user_data)
+
+    def follows(self, selector: AmiSelector) -> bool:
+        """Whether it chooses its image in this way already."""
+        return self.terms == [selector.term]
+
+    def held(self, device: str, selector: AmiSelector | None = None) -> TargetState:
+        """Return what it holds, of volumes the one under ``device``; the artefact's name where its note still fits."""
+        spec, text, past = self.spec, self.user_data, self.history
+        images = [selector.image] if selector and self.follows(selector) else self.ids
+        snapshot = next((disk.snapshot for disk in self.disks if disk.device == device), "")
+        parts = {name: userdata.part_of(text, name) for name in userdata.NAMES}
+        ids = TargetState(images=images, snapshot=snapshot)
+        recorded = (past.current, past.previous, past.left)
+        known = next((each for each in recorded if each and each.same_ids(ids)), TargetState())
+        return TargetState(
+            images=ids.images,
+            snapshot=snapshot,
+            artefacts=known.artefacts,
+            keys=known.keys,
+            label="" if ids.images else self._label,
+            spec={key: spec[key] for key in _FIELDS if key in spec}
+            | {name: part for name, part in parts.items() if part},
+        )
+
+    @property
+    def _label(self) -> str:
+        """How it chooses its image where it names none."""
+        terms = self.terms or ([self.older_selector] if self.older_selector else [])
+        ways = (", ".join(f"{key} {value}" for key, value in term.items() if key != "owner") for term in terms)
+        return " or ".join(ways) or f"the newest image of {self.spec.get('amiFamily', 'AL2')}"
+
+
 def decide(
-    node_class: Mapping[str, Any],
+    node_class: NodeClass,
     offer: Offer,
     *,
     device: str,
@@ -66,38 +193,37 @@ def decide(
     speed, in Karpenter's words. With ``selector`` its term is that, and where the term points to is changed by the
     caller. Raises InputError for an AWSNodeTemplate then, and for user data of no known kind.
     """
-    spec = node_class.get("spec") or {}
-    after = copy.deepcopy(dict(spec))
+    after = copy.deepcopy(dict(node_class.spec))
     cautions: list[str] = []
     if offer.images:
         _take_image(node_class, after, offer, selector, cautions)
     cautions += _take_disks(after, offer, device, disk)
     beyond = _take_user_data(after, offer, hydrate=hydrate, keep_store=keep_store)
-    refusals = [*_refusals(spec, after, offer, device), *beyond]
+    refusals = [*_refusals(NodeClass({"spec": after}), offer, device), *beyond]
     cautions += _cautions(_family(after), offer)
-    before = held(node_class, device, selector)
+    before = node_class.held(device, selector)
     wanted = offer.held_over(before)
     if selector and before.images != wanted.images and before.snapshot != wanted.snapshot:
         cautions.append(f"image and snapshot are two writes with the {selector.name}: nodes may be replaced twice")
-    past = history(node_class)
+    past = node_class.history
     previous = offer.way_back(before, before, past.previous)
     if selector and past.previous and past.current and past.current.same_ids(wanted):
         previous = past.previous  # a run was killed after it had written this, and before the image was promoted
     return _change(node_class, after, before, wanted, History(previous), refusals, cautions, selector)
 
 
-def decide_rollback(node_class: Mapping[str, Any], *, device: str, selector: AmiSelector | None = None) -> Change:
+def decide_rollback(node_class: NodeClass, *, device: str, selector: AmiSelector | None = None) -> Change:
     """Decide how a node class returns to what it held before the last rollout; raises InputError without one."""
-    past, where = history(node_class), described(node_class)
-    now = held(node_class, device, selector)
+    past, where, spec = node_class.history, str(node_class), node_class.spec
+    now = node_class.held(device, selector)
     previous = past.way_back(where)
     if previous is None:
         back = past.current or TargetState()
-        if selector and follows(node_class.get("spec") or {}, selector) and back.images not in {(), now.images}:
+        if selector and node_class.follows(selector) and back.images not in {(), now.images}:
             # A rollback was killed between its two writes.
-            return _change(node_class, dict(node_class["spec"]), now, back, History(left=past.left), (), [], selector)
+            return _change(node_class, dict(spec), now, back, History(left=past.left), (), [], selector)
         return already_back(where, now, past.left)
-    after = {key: value for key, value in (node_class.get("spec") or {}).items() if key not in _FIELDS}
+    after = {key: value for key, value in spec.items() if key not in _FIELDS}
     after |= previous.spec
     _put_parts(after, {name: after.pop(name, "") for name in userdata.NAMES})
     cautions = []
@@ -123,44 +249,8 @@ def options_of(target: KarpenterTarget | GitopsTarget) -> NodeClassOptions:
     return NodeClassOptions(device=target.device, disk=disk, hydrate=target.hydrate, keep_store=target.keep_store)
 
 
-def follows(spec: Mapping[str, Any], selector: AmiSelector) -> bool:
-    """Whether a node class chooses its image in this way already."""
-    return list(spec.get("amiSelectorTerms") or []) == [selector.term]
-
-
-def held(node_class: Mapping[str, Any], device: str, selector: AmiSelector | None = None) -> TargetState:
-    """Return what a node class holds; the artefact's name where its note still fits."""
-    spec = node_class.get("spec") or {}
-    images = [selector.image] if selector and follows(spec, selector) else _ids(spec)
-    snapshot = next(
-        (each.get("ebs", {}).get("snapshotID", "") for each in _disks(spec) if each.get("deviceName") == device), ""
-    )
-    parts = {name: userdata.part_of(spec.get("userData") or "", name) for name in userdata.NAMES}
-    past, ids = history(node_class), TargetState(images=images, snapshot=snapshot)
-    recorded = (past.current, past.previous, past.left)
-    known = next((each for each in recorded if each and each.same_ids(ids)), TargetState())
-    return TargetState(
-        images=ids.images,
-        snapshot=snapshot,
-        artefacts=known.artefacts,
-        keys=known.keys,
-        label="" if ids.images else _label(spec),
-        spec={key: spec[key] for key in _FIELDS if key in spec} | {name: part for name, part in parts.items() if part},
-    )
-
-
-def history(node_class: Mapping[str, Any]) -> History[TargetState]:
-    """Return what a node class records of rollouts."""
-    return read_history(((node_class.get("metadata") or {}).get("annotations") or {}).get(ANNOTATION, ""))
-
-
-def described(node_class: Mapping[str, Any]) -> str:
-    """Name a node class for people."""
-    return f"{node_class.get('kind', 'EC2NodeClass')} {node_class.get('metadata', {}).get('name', '')}".rstrip()
-
-
 def _change(
-    node_class: Mapping[str, Any],
+    node_class: NodeClass,
     after: dict[str, Any],
     before: TargetState,
     wanted: TargetState,
@@ -169,16 +259,15 @@ def _change(
     cautions: list[str],
     selector: AmiSelector | None,
 ) -> Change:
-    spec, where = node_class.get("spec") or {}, described(node_class)
+    spec, where = node_class.spec, str(node_class)
     now, then = ({key: each[key] for key in _FIELDS if key in each} for each in (spec, after))
-    if selector and wanted.images and follows(after, selector):
+    if selector and wanted.images and NodeClass({"spec": after}).follows(selector):
         now, then = {**now, selector.name: selector.image}, {**then, selector.name: wanted.image}
     if spec.get("userData") != after.get("userData"):
-        now = {**now, "userData": userdata.shown(spec.get("userData") or "")}
+        now = {**now, "userData": userdata.shown(node_class.user_data)}
         then = {**then, "userData": userdata.shown(after.get("userData") or "")}
     diff = show(now, then, where)
-    since = (node_class.get("metadata") or {}).get("deletionTimestamp")
-    if diff and since:
+    if diff and (since := node_class.being_deleted_since):
         refusals = [*refusals, f"the node class is being deleted, since {since}: what is written would be lost with it"]
     if not diff:
         return Change(where, before, wanted, refusals=tuple(refusals), cautions=tuple(cautions))
@@ -191,27 +280,22 @@ def _change(
     return Change(where, before, wanted, diff, payload, tuple(refusals), tuple(cautions))
 
 
-def _is_old(node_class: Mapping[str, Any]) -> bool:
-    return node_class.get("kind") == "AWSNodeTemplate"
-
-
 def _take_image(
-    node_class: Mapping[str, Any], spec: dict[str, Any], offer: Offer, selector: AmiSelector | None, cautions: list[str]
+    node_class: NodeClass, spec: dict[str, Any], offer: Offer, selector: AmiSelector | None, cautions: list[str]
 ) -> None:
-    if selector and _is_old(node_class):
+    if selector and node_class.is_old:
         raise InputError(
-            f"{described(node_class)} cannot choose by the {selector.name}",
+            f"{node_class} cannot choose by the {selector.name}",
             hint="remove `tag` or `parameter`: it is given an id",
         )
-    if _is_old(node_class):
-        # `aws-ids` is the older spelling, `aws::ids` the newer: what is there is understood.
+    if node_class.is_old:
         now = spec.get("amiSelector") or {}
         known = [key for key in now if key in {"aws-ids", "aws::ids"}]
-        if list(now) != known or set(_ids(spec)) != set(offer.images):
+        if list(now) != known or set(node_class.ids) != set(offer.images):
             spec["amiSelector"] = {known[0] if known else "aws-ids": ",".join(offer.images)}
         cautions.append("Karpenter before v0.32 replaces no node for a new image: old nodes stay until they expire")
         return
-    aliases = [term["alias"] for term in spec.get("amiSelectorTerms") or [] if term.get("alias")]
+    aliases = [term["alias"] for term in node_class.terms if term.get("alias")]
     if aliases and not spec.get("amiFamily"):  # without an alias, a family must be named
         family = aliases[0].partition("@")[0]
         spec["amiFamily"] = BY_WORD[family].name if family in BY_WORD else "Custom"
@@ -219,18 +303,18 @@ def _take_image(
             f"the alias {aliases[0]} is replaced by {f'the {selector.name}' if selector else 'an id'}, "
             f"with amiFamily {spec['amiFamily']}"
         )
-    if selector and selector.caution and not follows(spec, selector):
+    if selector and selector.caution and not node_class.follows(selector):
         cautions.append(selector.caution)
     # Karpenter resolves one image for each architecture, so that the ids of two stand beside each other, in any order.
     wanted = [dict(selector.term)] if selector else [{"id": each} for each in offer.images]
-    now = list(spec.get("amiSelectorTerms") or [])
+    now = node_class.terms
     if len(now) != len(wanted) or any(term not in now for term in wanted):
         spec["amiSelectorTerms"] = wanted
 
 
 def _take_disks(spec: dict[str, Any], offer: Offer, device: str, settings: Mapping[str, int]) -> list[str]:
     """Map the volume's snapshot, and see to it that no disk is smaller than what it is made from; return cautions."""
-    family, disks = _family(spec), copy.deepcopy(_disks(spec))
+    family, disks = _family(spec), copy.deepcopy(list(spec.get("blockDeviceMappings") or []))
     root, defaults = family.root, family.disks
     too_large = offer.image_size > defaults.get(root, 0) * GIB and bool(defaults)
     if not disks and (offer.snapshot or too_large):  # what Karpenter would have given
@@ -321,11 +405,10 @@ def _cautions(family: NodeFamily, offer: Offer) -> list[str]:
     return []
 
 
-def _refusals(spec: Mapping[str, Any], after: Mapping[str, Any], offer: Offer, device: str) -> list[str]:
+def _refusals(after: NodeClass, offer: Offer, device: str) -> list[str]:
     found = []
-    family = _family(after)
-    settings = nodesettings.read(str(after.get("userData") or ""))
-    storage = settings.against_storage(str(spec.get("instanceStorePolicy") or ""), family)
+    family, settings = _family(after.spec), after.settings
+    storage = settings.against_storage(str(after.spec.get("instanceStorePolicy") or ""), family)
     if storage and settings.disabled_mounts:
         storage += f"; the NodeConfig's disabledMounts do not name {nodesettings.CONTAINERD}"
     elif storage and family.nodeadm:
@@ -340,7 +423,7 @@ def _refusals(spec: Mapping[str, Any], after: Mapping[str, Any], offer: Offer, d
     own = family if family.data else FAMILIES[offer.family]
     if own.data and offer.snapshot and device != own.data:
         found.append(f"{own} looks for its data volume on {own.data}, and the target says {device}")
-    roots = {each.get("deviceName") for each in _disks(after) if each.get("rootVolume")} or {family.root}
+    roots = {disk.device for disk in after.disks if disk.is_root} or {family.root}
     if offer.snapshot and device in roots:
         found.append(f"{device} is the root disk of {family or 'these nodes'}: a volume needs a device of its own")
     return found
@@ -348,21 +431,3 @@ def _refusals(spec: Mapping[str, Any], after: Mapping[str, Any], offer: Offer, d
 
 def _family(spec: Mapping[str, Any]) -> NodeFamily:
     return family_of(spec, silent=AL2)
-
-
-def _ids(spec: Mapping[str, Any]) -> list[str]:
-    older = spec.get("amiSelector") or {}
-    listed = older.get("aws::ids") or older.get("aws-ids") or ""
-    terms = [term["id"] for term in spec.get("amiSelectorTerms") or [] if term.get("id")]
-    return [*terms, *(each.strip() for each in listed.split(",") if each.strip())]
-
-
-def _label(spec: Mapping[str, Any]) -> str:
-    """Say how a node class chooses its image where it names none."""
-    terms = spec.get("amiSelectorTerms") or ([spec["amiSelector"]] if spec.get("amiSelector") else [])
-    ways = (", ".join(f"{key} {value}" for key, value in term.items() if key != "owner") for term in terms)
-    return " or ".join(ways) or f"the newest image of {spec.get('amiFamily', 'AL2')}"
-
-
-def _disks(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return list(spec.get("blockDeviceMappings") or [])

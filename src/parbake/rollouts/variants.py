@@ -18,8 +18,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from parbake.core.families import family_of
 from parbake.rollouts.gitops.objects import value_at
+from parbake.rollouts.nodeclass import NodeClass
 from parbake.rollouts.protocol import Offer
 
 _AWS, _ARCH, _TYPE = "karpenter.k8s.aws/instance-", "kubernetes.io/arch", "node.kubernetes.io/instance-type"
@@ -63,7 +63,7 @@ class _Launches(NamedTuple):
 
 
 def objections(
-    node_class: Mapping[str, Any],
+    node_class: NodeClass,
     pools: Iterable[Mapping[str, Any]],
     claims: Iterable[Mapping[str, Any]],
     offer: Offer,
@@ -161,10 +161,10 @@ def _list(names: Iterable[str]) -> str:
     return ", ".join(sorted(names))
 
 
-def _amis(node_class: Mapping[str, Any]) -> dict[str, frozenset[str]]:
+def _amis(node_class: NodeClass) -> dict[str, frozenset[str]]:
     """Return the AMIs that a node class has now, by id, with the variants and architectures that each is for."""
     found = defaultdict[str, frozenset[str]](frozenset)
-    for ami in value_at(node_class, ("status", "amis")) or []:
+    for ami in value_at(node_class.document, ("status", "amis")) or []:
         words = set()
         for each in ami.get("requirements") or []:
             key = str(each.get("key", ""))
@@ -172,9 +172,8 @@ def _amis(node_class: Mapping[str, Any]) -> dict[str, frozenset[str]]:
             parts = {variant for variant, start in _PARTS.items() if key.startswith(start)}
             words |= {"standard"} if parts and each.get("operator") == "DoesNotExist" else parts
         found[str(ami.get("id"))] |= words
-    spec = value_at(node_class, ("spec",)) or {}
-    by_id = any(not isinstance(term, Mapping) or not term.get("alias") for term in spec.get("amiSelectorTerms") or [])
-    if not found and not by_id and not spec.get("amiSelector") and family_of(spec).name in {"AL2", "AL2023"}:
+    by_id = any(not term.get("alias") for term in node_class.terms) or node_class.older_selector
+    if not found and not by_id and node_class.family.name in {"AL2", "AL2023"}:
         return {words: frozenset(words.split()) for words in _OF_AN_ALIAS}
     return dict(found)
 

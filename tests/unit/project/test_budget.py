@@ -20,7 +20,7 @@ LINES = {
     "machine": 6100,
     "node": 1225,
     "records": 2725,
-    "rollouts": 5125,
+    "rollouts": 5175,
     "verify": 1735,
     "workflows": 8815,
 }
@@ -37,6 +37,8 @@ MOST_BUILDER_NAMES = 8
 """Places where the name of a builder is compared, instead of its traits."""
 MOST_PARSED_REFERENCES = 12
 """Places where a text becomes a ``Reference``: the doors. Behind them a name of an image is one."""
+MOST_RAW_NODE_CLASSES = 1
+"""Places besides ``NodeClass`` that read the words of a Karpenter node class from its document."""
 MOST_PARAMETERS, MOST_LONG_LISTS = 6, 5
 """Functions in ``workflows`` with more parameters hide a noun that nobody has named yet. There are at most so many."""
 RAISE = (
@@ -126,3 +128,17 @@ def test_builders_are_asked_for_their_traits() -> None:
         and getattr(node.left if isinstance(node, ast.Compare) else node.subject, "attr", "") == "builder"
     ]
     assert len(compared) <= MOST_BUILDER_NAMES, f"Give BUILDERS a trait, and ask for it. {RAISE}"
+
+
+def test_node_classes_are_asked() -> None:
+    words = {"amiFamily", "amiSelector", "amiSelectorTerms", "blockDeviceMappings"}
+    read = [
+        f"{_name(path)}:{node.lineno}"
+        for path in _files()
+        for node in _nodes(path)
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "get"
+        if node.args and isinstance(node.args[0], ast.Constant) and node.args[0].value in words
+    ]
+    outside = [each for each in read if not each.startswith(("rollouts/nodeclass.py", "core/families.py"))]
+    assert len(read) > len(outside), "they are read in another way now"
+    assert len(outside) <= MOST_RAW_NODE_CLASSES, f"Give NodeClass a property, and ask for it. {RAISE}\n{outside}"

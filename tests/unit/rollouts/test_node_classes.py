@@ -17,7 +17,7 @@ import pytest
 from parbake.core.errors import InputError
 from parbake.core.model import GIB
 from parbake.rollouts import Change, Offer
-from parbake.rollouts.nodeclass import ANNOTATION, decide, decide_rollback, held
+from parbake.rollouts.nodeclass import ANNOTATION, NodeClass, decide, decide_rollback
 from parbake.rollouts.userdata import KEEP_STORE, with_parts
 from standins.kubernetes import schemas
 from standins.kubernetes.resolving import ephemeral_storage
@@ -346,7 +346,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Offer, dict[str, Any]]] = {
 
 
 def decided(found: dict[str, Any], offer: Offer, options: dict[str, Any]) -> Change:
-    return decide(found, offer, **{"device": "/dev/xvdb", "disk": {}, **options})
+    return decide(NodeClass(found), offer, **{"device": "/dev/xvdb", "disk": {}, **options})
 
 
 def told(change: Change) -> dict[str, Any]:
@@ -372,12 +372,12 @@ def test_what_is_written_into_a_node_class(case: str) -> None:
     if not change.empty:
         after = merge(found, change.payload)
         allowed(crd, after)
-        back = decide_rollback(after, device=device)
+        back = decide_rollback(NodeClass(after), device=device)
         document["rollback"] = told(back)
         returned = merge(after, back.payload)
         allowed(crd, returned)
         assert returned["spec"] == found["spec"], "going back leaves nothing behind"
-        assert decide_rollback(returned, device=device).empty, "going back twice is going back once"
+        assert decide_rollback(NodeClass(returned), device=device).empty, "going back twice is going back once"
         assert decided(after, offer, options).empty, "the same again is nothing"
     text = json.dumps(document, indent=2) + "\n"
     path = FOLDER / f"{case}.json"
@@ -428,20 +428,20 @@ def test_a_rollout_after_another_goes_back_one_step() -> None:
     first = merge(ALIAS, decided(ALIAS, IMAGE, {}).payload)
     other = IMAGE.model_copy(update={"images": ("ami-2",), "artefacts": ("node-2.raw",)})
     second = merge(first, decided(first, other, {}).payload)
-    assert held(second, "/dev/xvdb").artefacts == ("node-2.raw",)
-    back = merge(second, decide_rollback(second, device="/dev/xvdb").payload)
+    assert NodeClass(second).held("/dev/xvdb").artefacts == ("node-2.raw",)
+    back = merge(second, decide_rollback(NodeClass(second), device="/dev/xvdb").payload)
     assert back["spec"] == first["spec"]
-    assert held(back, "/dev/xvdb").artefacts == ("node-1.raw",)
+    assert NodeClass(back).held("/dev/xvdb").artefacts == ("node-1.raw",)
 
 
 def test_a_change_by_hand_after_the_rollout_is_told() -> None:
     after = merge(ALIAS, decided(ALIAS, IMAGE, {}).payload)
     after["spec"]["amiSelectorTerms"] = [{"id": "ami-9"}]
-    back = decide_rollback(after, device="/dev/xvdb")
+    back = decide_rollback(NodeClass(after), device="/dev/xvdb")
     assert back.cautions == (
         "it was changed after the rollout, from node-1.raw (ami-1) to ami-9: that change goes too",
     )
-    assert held(after, "/dev/xvdb").artefacts == (), "the note says nothing of what somebody else wrote"
+    assert NodeClass(after).held("/dev/xvdb").artefacts == (), "the note says nothing of what somebody else wrote"
 
 
 @pytest.mark.parametrize("note", ["", "{", "[]", '{"previous": 3}', '{"previous": {"nonsense": 1}}', "null"])
@@ -450,5 +450,5 @@ def test_without_a_note_there_is_no_way_back(note: str) -> None:
     if note:
         found["metadata"]["annotations"] = {ANNOTATION: note}
     with pytest.raises(InputError, match="records no rollout"):
-        decide_rollback(found, device="/dev/xvdb")
+        decide_rollback(NodeClass(found), device="/dev/xvdb")
     assert not decided(found, IMAGE, {}).empty

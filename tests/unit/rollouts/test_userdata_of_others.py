@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from parbake.bakefile.targets import GitopsTarget
 from parbake.coldstart.hydrate import user_data
 from parbake.core.errors import InputError
-from parbake.rollouts import Offer, gitops, mount, nodeclass
+from parbake.rollouts import Offer, gitops, mount
 from parbake.rollouts.manifests import NodeClassFile, ValuesFile
+from parbake.rollouts.nodeclass import NodeClass, decide, decide_rollback
 from parbake.rollouts.templates import new_data
 from parbake.rollouts.userdata import KEEP_STORE, NAMES, part_of, unreadable, with_parts
 from standins import nodeadm
@@ -174,11 +175,11 @@ def test_every_target_that_writes_user_data_brings_the_same_and_goes_back(text: 
     found = {"kind": "EC2NodeClass", "metadata": {"name": "gpu"}, "spec": spec}
     options: Any = {"device": "/dev/xvdb", "disk": {}}
 
-    payload = nodeclass.decide(found, VOLUME, **options).payload
+    payload = decide(NodeClass(found), VOLUME, **options).payload
     assert payload["spec"]["userData"] == wanted
     assert "blockDeviceMappings" in payload["spec"], "the snapshot changes in the same write"
     after = gitops.merged(found, payload)
-    back = nodeclass.decide_rollback(after, device="/dev/xvdb").payload
+    back = decide_rollback(NodeClass(after), device="/dev/xvdb").payload
     assert back["spec"]["userData"] == (text or None)
 
     changes = new_data({"UserData": base64.b64encode(text.encode()).decode()}, VOLUME, device="/dev/xvdb")
@@ -262,7 +263,7 @@ def test_what_nodeadm_refuses_before_parbake_touches_it_is_told(text: str, says:
     data = {"UserData": base64.b64encode(text.encode()).decode()}
     assert new_data(data, VOLUME, device="/dev/xvdb")
     found = {"kind": "EC2NodeClass", "metadata": {}, "spec": {"amiFamily": "AL2023", "userData": text}}
-    change = nodeclass.decide(found, VOLUME, device="/dev/xvdb", disk={})
+    change = decide(NodeClass(found), VOLUME, device="/dev/xvdb", disk={})
     assert [says in each for each in change.refusals] == [True]
 
 
@@ -278,7 +279,7 @@ def test_karpenter_takes_mime_in_small_letters_for_a_script() -> None:
     assert ["for a script" in each for each in unreadable(small, by_karpenter=True)] == [True]
     for family, told in (("AL2023", True), ("Custom", False)):
         found = {"kind": "EC2NodeClass", "metadata": {}, "spec": {"amiFamily": family, "userData": small}}
-        change = nodeclass.decide(found, VOLUME, device="/dev/xvdb", disk={})
+        change = decide(NodeClass(found), VOLUME, device="/dev/xvdb", disk={})
         assert bool(change.refusals) is told
 
 
@@ -289,7 +290,7 @@ def test_what_is_no_mime_message_and_cannot_be_a_part_of_one_stays_or_is_refused
         with_parts(text, OURS)
     family = "Bottlerocket" if text == BOTTLEROCKET else "Windows2022"
     found = {"kind": "EC2NodeClass", "metadata": {}, "spec": {"amiFamily": family, "userData": text}}
-    change = nodeclass.decide(found, VOLUME, device="/dev/xvdb", disk={})
+    change = decide(NodeClass(found), VOLUME, device="/dev/xvdb", disk={})
     assert "userData" not in change.payload["spec"]
     assert unreadable(text) == []
 

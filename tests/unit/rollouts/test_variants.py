@@ -8,6 +8,7 @@ import pytest
 
 from parbake.core.model import Base, Variant
 from parbake.records import Record
+from parbake.rollouts.nodeclass import NodeClass
 from parbake.rollouts.protocol import Offer
 from parbake.rollouts.variants import objections
 from parbake.workflows.rollout.offers import offer
@@ -40,8 +41,8 @@ AMI = [
     ami("ami-standard", *_NONE), ami("ami-nvidia", (GPUS, "Exists")), ami("ami-neuron", (ACCELERATORS, "Exists")),
     ami("ami-arm", *_NONE, architecture="arm64"),
 ]  # fmt: skip
-ALIAS = {**NODE_CLASS, "status": {"amis": AMI}}
-BY_ID = {**IDS, "status": {"amis": [ami("ami-0")]}}
+ALIAS = NodeClass({**NODE_CLASS, "status": {"amis": AMI}})
+BY_ID = NodeClass({**IDS, "status": {"amis": [ami("ami-0")]}})
 IMAGE = Offer(artefacts=("node-1.raw",), keys=("k1",), architectures=("amd64",), images=("ami-1",))
 STANDARD, NVIDIA = (IMAGE.model_copy(update={"variant": each}) for each in ("standard", "nvidia"))
 BOTH = IMAGE.model_copy(update={"architectures": ("amd64", "arm64"), "images": ("ami-1", "ami-2")})
@@ -194,10 +195,10 @@ def test_what_nodes_are_counts_whatever_their_pool_says(labels: dict[str, str], 
 
 def test_a_class_of_which_karpenter_said_nothing_yet_is_what_its_alias_is() -> None:
     other = of("gpu", AMD64, (FAMILY, "In", "g5"))
-    assert objections(NODE_CLASS, [GENERAL, other], [], IMAGE).refusals
-    assert objections(NODE_CLASS, [other], [], STANDARD).refusals
-    assert objections(IDS, [GENERAL, other], [], IMAGE) == ((), ())
-    [said] = objections(NODE_CLASS, [], [], IMAGE).cautions
+    assert objections(NodeClass(NODE_CLASS), [GENERAL, other], [], IMAGE).refusals
+    assert objections(NodeClass(NODE_CLASS), [other], [], STANDARD).refusals
+    assert objections(NodeClass(IDS), [GENERAL, other], [], IMAGE) == ((), ())
+    [said] = objections(NodeClass(NODE_CLASS), [], [], IMAGE).cautions
     assert "no NodePool of the node class is known here" in said
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from parbake.core.model import GIB
 from parbake.rollouts import Offer, mount
-from parbake.rollouts.nodeclass import decide_rollback
+from parbake.rollouts.nodeclass import NodeClass, decide_rollback
 from parbake.rollouts.variants import objections
 from standins.kubernetes.karpenter import Karpenter
 from standins.kubernetes.resolving import Ami, answers, not_validated, resolved
@@ -131,12 +131,12 @@ def test_no_instance_loses_by_what_parbake_writes_now(name: str) -> None:
     assert now == (before if name in LOST else then)
     assert not_validated(after["spec"]) == not_validated(found["spec"])
     pools = [of(each, (FAMILY, "In", each.partition(".")[0])) for each in now]
-    refused = " ".join(objections(found, pools, [], offer).refusals)
+    refused = " ".join(objections(NodeClass(found), pools, [], offer).refusals)
     for instance_type in now:
         was, became = (starts[instance_type].partition(":")[0] for starts in (before, now))
         if was != became and (was, became) not in {("ami-standard", "ami-baked"), ("ami-arm", "ami-bakedarm")}:
             assert f"NodePool {instance_type}" in refused
-    back = decide_rollback(after, device="/dev/xvdb")
+    back = decide_rollback(NodeClass(after), device="/dev/xvdb")
     assert merge(after, back.payload)["spec"] == found["spec"]
 
 

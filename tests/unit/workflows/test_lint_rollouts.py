@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from parbake.core.families import BY_WORD, FAMILIES
 from parbake.core.model import GIB, Platform
 from parbake.rollouts import Offer
-from parbake.rollouts.nodeclass import decide
+from parbake.rollouts.nodeclass import NodeClass, decide
 from parbake.workflows.lint import Bake, examine
 from standins.kubernetes.store import merge
 
@@ -64,7 +64,7 @@ def test_whatever_a_rollout_writes_lints_without_an_error(
         bake = Bake("a-1", MACHINE, "volume", (), sandbox=pause, size=size * GIB, snapshots=(("snap-1", size * GIB),))
     else:
         offer = offer.model_copy(update={"images": ("ami-1",), "image_size": size * GIB, "mount": ""})
-    change = decide(found, offer, device=device, disk={})
+    change = decide(NodeClass(found), offer, device=device, disk={})
     assume(not change.refusals)  # then nothing is written
     told = examine([("x.yaml", json.dumps(merge(found, change.payload)))], (bake,))
     assert [each for each in told if each.level == "error"] == []

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from parbake.core.errors import InputError
 from parbake.rollouts import Rollout, TargetStatus
-from parbake.rollouts.nodeclass import decide, held
+from parbake.rollouts.nodeclass import NodeClass, decide
 from parbake.workflows.rollout import _has_had
 from parbake.workflows.rollout.offers import offer
 from standins import plans
@@ -25,7 +25,7 @@ OLD = node_class("v1alpha1", amiSelector={"aws-ids": "ami-0"})
 def holding(found: dict[str, Any]) -> Rollout:
     class Target(Rollout):
         def status(self) -> TargetStatus:
-            return TargetStatus("EC2NodeClass gpu", held(found, "/dev/xvdb"))
+            return TargetStatus("EC2NodeClass gpu", NodeClass(found).held("/dev/xvdb"))
 
     return Target()  # type: ignore[abstract]
 
@@ -39,19 +39,19 @@ def test_a_target_goes_by_each_of_its_ids_names_and_keys_in_whatever_order_they_
     records: list[Any], turned: bool, before: dict[str, Any]
 ) -> None:
     offered = offer(records, REGION)
-    after = merge(before, decide(before, offered, device="/dev/xvdb", disk={}).payload)
+    after = merge(before, decide(NodeClass(before), offered, device="/dev/xvdb", disk={}).payload)
     spec = after["spec"]
     if turned and before is OLD:
         spec["amiSelector"]["aws-ids"] = ", ".join(reversed(spec["amiSelector"]["aws-ids"].split(",")))
     elif turned:
         spec["amiSelectorTerms"].reverse()
     for each in (offered, offer(records[::-1], REGION)):
-        change = decide(after, each, device="/dev/xvdb", disk={})
-        assert (change.diff, change.before) == ("", held(after, "/dev/xvdb"))
+        change = decide(NodeClass(after), each, device="/dev/xvdb", disk={})
+        assert (change.diff, change.before) == ("", NodeClass(after).held("/dev/xvdb"))
     for record in records:
         for name in (record.published[REGION].image, record.artefact, record.key, record.key[:12]):
             assert _has_had(holding(after), [name]), name
-        assert record.artefact in str(held(after, "/dev/xvdb")), "the name is kept"
+        assert record.artefact in str(NodeClass(after).held("/dev/xvdb")), "the name is kept"
     assert not _has_had(holding(after), [records[0].artefact, "ami-9"])
 
 

@@ -10,8 +10,8 @@ from typing import Any, Final
 from parbake.bakefile.scaffold import scalar
 from parbake.bakefile.values import valid_name
 from parbake.core.errors import InputError, ParbakeError
-from parbake.core.families import family_of
 from parbake.rollouts.cluster import Cluster
+from parbake.rollouts.nodeclass import NodeClass
 
 _GROUP: Final = "karpenter.k8s.aws"
 _KIND: Final = "ec2nodeclasses"
@@ -56,7 +56,7 @@ def look(context: str) -> Found:
     """Ask a cluster for its node classes and nodes; raises what ``Cluster`` does, InputError without a region."""
     cluster = Cluster(context)
     classes = node_classes(cluster)
-    names = {each["metadata"]["name"]: family_of(each.get("spec") or {}) for each in classes}
+    names = {each["metadata"]["name"]: NodeClass(each).family for each in classes}
     labels: list[Mapping[str, Any]] = []
     with suppress(ParbakeError):  # who may not list nodes says the region otherwise
         labels = [each["metadata"].get("labels") or {} for each in cluster.items("nodes")]

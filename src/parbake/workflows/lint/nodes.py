@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from parbake.core.errors import BadReference
-from parbake.core.families import BOTTLEROCKET, FAMILIES, NodeFamily, family_of
+from parbake.core.families import BOTTLEROCKET, FAMILIES, NodeFamily
 from parbake.core.model import GIB
 from parbake.core.reference import Reference
-from parbake.core.units import quantity
 from parbake.core.yamltext import Where, as_list, as_map
 from parbake.images.workloads import Thing
-from parbake.rollouts.nodesettings import NodeSettings, of_config, read
+from parbake.rollouts.nodeclass import MappedDisk, NodeClass
+from parbake.rollouts.nodesettings import NodeSettings, of_config
 from parbake.workflows.lint.bakes import Bake, gib
 from parbake.workflows.lint.rules import Finding, finding
 
@@ -53,19 +53,19 @@ def check(thing: Thing, bakes: Iterable[Bake]) -> Iterator[Finding]:
 
 
 def _node_class(thing: Thing, bakes: tuple[Bake, ...]) -> Iterator[Finding]:
-    spec = as_map(thing.data.get("spec"))
-    family = family_of(spec)
-    settings = read(str(spec.get("userData") or ""))
-    policy = str(spec.get("instanceStorePolicy") or "")
+    node_class = NodeClass(thing.data)
+    family, settings = node_class.family, node_class.settings
+    policy = str(node_class.spec.get("instanceStorePolicy") or "")
     if policy and (message := settings.against_storage(policy, family)):
         yield finding("instance-store", thing, ("spec", "instanceStorePolicy"), message)
-    yield from _images(thing, spec, family, bakes)
-    yield from _disks(thing, spec, family, bakes)
-    if spec.get("userData"):
+    yield from _images(thing, node_class, bakes)
+    yield from _disks(thing, node_class, bakes)
+    if node_class.user_data:
         yield from _settings(thing, ("spec", "userData"), settings, bakes, family)
 
 
-def _images(thing: Thing, spec: Mapping[str, Any], family: NodeFamily, bakes: tuple[Bake, ...]) -> Iterator[Finding]:
+def _images(thing: Thing, node_class: NodeClass, bakes: tuple[Bake, ...]) -> Iterator[Finding]:
+    spec, family, terms = node_class.spec, node_class.family, node_class.terms
     machines = [bake for bake in bakes if bake.kind == "machine-image"]
     families = {bake.family for bake in bakes if bake.family}
     if families and family and not family.is_custom and family not in families:
@@ -77,31 +77,26 @@ def _images(thing: Thing, spec: Mapping[str, Any], family: NodeFamily, bakes: tu
         return  # nodes with a volume run any AMI of their family
     ours = {ami for bake in machines for ami in bake.amis}
     names = ", ".join(bake.name for bake in machines)
-    terms = [as_map(term) for term in as_list(spec.get("amiSelectorTerms"))]
     for index, term in enumerate(terms):
         at = ("spec", "amiSelectorTerms", index)
         if term.get("alias"):
             yield finding("ami-differs", thing, at, f"alias: {term['alias']} is AWS's own AMI, not {names}")
         elif term.get("id") and ours and term["id"] not in ours:
             yield finding("ami-differs", thing, at, f"{term['id']} is not {names} ({', '.join(sorted(ours))})")
-    selector = as_map(spec.get("amiSelector"))
-    ids = str(selector.get("aws-ids") or selector.get("aws::ids") or "")
-    chosen = {each.strip() for each in ids.split(",")} - {""}
-    if chosen and ours and not chosen & ours:
-        yield finding(
-            "ami-differs", thing, ("spec", "amiSelector"), f"{ids} is not {names} ({', '.join(sorted(ours))})"
-        )
-    if not terms and not selector and thing.kind == "AWSNodeTemplate":
+    chosen = node_class.ids_before
+    if chosen and ours and not ours & {*chosen}:
+        message = f"{','.join(chosen)} is not {names} ({', '.join(sorted(ours))})"
+        yield finding("ami-differs", thing, ("spec", "amiSelector"), message)
+    if not terms and not node_class.older_selector and node_class.is_old:
         yield finding("ami-differs", thing, ("spec",), f"no amiSelector: Karpenter takes AWS's own AMI, not {names}")
 
 
-def _disks(thing: Thing, spec: Mapping[str, Any], family: NodeFamily, bakes: tuple[Bake, ...]) -> Iterator[Finding]:
+def _disks(thing: Thing, node_class: NodeClass, bakes: tuple[Bake, ...]) -> Iterator[Finding]:
+    family = node_class.family
     sizes = {snapshot: size for bake in bakes for snapshot, size in bake.snapshots if size}
-    mappings = [as_map(each) for each in as_list(spec.get("blockDeviceMappings"))]
-    for index, mapping in enumerate(mappings):
+    for index, disk in enumerate(node_class.disks):
         at: Where = ("spec", "blockDeviceMappings", index)
-        ebs, device = as_map(mapping.get("ebs")), str(mapping.get("deviceName") or "")
-        snapshot, given = str(ebs.get("snapshotID") or ""), quantity(ebs.get("volumeSize"))
+        snapshot, given, device = disk.snapshot, disk.size, disk.device
         least = sizes.get(snapshot, 0)
         if given and given < least:
             message = f"{device} has {gib(given)}, and the snapshot {snapshot} {gib(least)}"
@@ -110,73 +105,69 @@ def _disks(thing: Thing, spec: Mapping[str, Any], family: NodeFamily, bakes: tup
             message = f"{snapshot} is mapped under {device}, and {family} looks for its store on {family.data}"
             yield finding("device-differs", thing, (*at, "deviceName"), message)
         if snapshot and any(bake.kind == "volume" and not bake.family and snapshot in _ids(bake) for bake in bakes):
-            yield from _mount(thing, at, spec, device, given, least)
-    yield from _root(thing, family, mappings, bakes)
-    yield from _share(thing, spec, mappings, bakes)
+            yield from _mount(thing, at, node_class, disk, least)
+    yield from _root(thing, node_class, bakes)
+    yield from _share(thing, node_class, bakes)
 
 
-def _mount(thing: Thing, at: Where, spec: Mapping[str, Any], device: str, given: int, size: int) -> Iterator[Finding]:
-    """Check that the node uses its volume, where that follows from the user data; sizes in bytes (0: unknown)."""
-    family = family_of(spec)
+def _mount(thing: Thing, at: Where, node_class: NodeClass, disk: MappedDisk, size: int) -> Iterator[Finding]:
+    """Check that the node uses its volume, where that follows from the user data; ``size`` in bytes (0: unknown)."""
+    family, text, device, given = node_class.family, node_class.user_data, disk.device, disk.size
     if not family.is_told:
         return
-    text = str(spec.get("userData") or "")
     if not _MOUNTS.search(text):
         message = f"no user data mounts {device}, and {family or 'such a node'} mounts no second disk by itself"
         yield finding("volume-not-mounted", thing, (*at, "ebs", "snapshotID"), message)
     elif size and given > size and not _GROWS.search(text):
         message = f"{device} has {gib(given)}, and the file system of the snapshot {gib(size)}: nothing grows it"
         yield finding("volume-not-grown", thing, (*at, "ebs", "volumeSize"), message)
-    kubelet = {**as_map(spec.get("kubelet")), **read(text).kubelet}
+    kubelet = _kubelet_of(node_class)
     if family.nodeadm and "imagefs.available" not in as_map(kubelet.get("evictionHard")):
         message = f"the runtime's store is on {device}, and the kubelet's evictionHard does not name imagefs.available"
         yield finding("imagefs-unguarded", thing, at, message)
+
+
+def _kubelet_of(node_class: NodeClass) -> dict[str, Any]:
+    return {**as_map(node_class.spec.get("kubelet")), **node_class.settings.kubelet}
 
 
 def _ids(bake: Bake) -> set[str]:
     return {snapshot for snapshot, _ in bake.snapshots}
 
 
-def _root(
-    thing: Thing, family: NodeFamily, mappings: list[Mapping[str, Any]], bakes: tuple[Bake, ...]
-) -> Iterator[Finding]:
+def _root(thing: Thing, node_class: NodeClass, bakes: tuple[Bake, ...]) -> Iterator[Finding]:
     """Check the root volume of a baked AMI, whose size is Karpenter's unless it is written."""
     machines = [bake for bake in bakes if bake.kind == "machine-image" and bake.size]
     if not machines or len(machines) < len(bakes):
         return
+    family, disks = node_class.family, node_class.disks
     device = family.root
     least = min(bake.size for bake in machines)
-    marked = any(mapping.get("rootVolume") is True for mapping in mappings)
-    for index, mapping in enumerate(mappings):
-        if mapping.get("rootVolume") is True if marked else mapping.get("deviceName") == device:
-            given = quantity(as_map(mapping.get("ebs")).get("volumeSize"))
-            if given and given < least:
+    marked = any(disk.is_root for disk in disks)
+    for index, disk in enumerate(disks):
+        if disk.is_root if marked else disk.device == device:
+            if disk.size and disk.size < least:
                 at = ("spec", "blockDeviceMappings", index, "ebs", "volumeSize")
-                name = mapping.get("deviceName")
-                message = f"{name} has {gib(given)}, and the baked AMI's root volume {gib(least)}"
+                message = f"{disk.device} has {gib(disk.size)}, and the baked AMI's root volume {gib(least)}"
                 yield finding("volume-too-small", thing, at, message)
             return
     default = family.disks.get(device, 0) * GIB  # 0: those of the AMI
-    if not mappings and 0 < default < least:
+    if not disks and 0 < default < least:
         message = (
             f"no blockDeviceMappings: Karpenter makes {device} {gib(default)}, and the baked AMI needs {gib(least)}"
         )
         yield finding("volume-too-small", thing, ("spec",), message)
 
 
-def _share(
-    thing: Thing, spec: Mapping[str, Any], mappings: list[Mapping[str, Any]], bakes: tuple[Bake, ...]
-) -> Iterator[Finding]:
+def _share(thing: Thing, node_class: NodeClass, bakes: tuple[Bake, ...]) -> Iterator[Finding]:
     """Check how much of its volume a bake fills: garbage collection then takes all that is not pinned."""
-    settings = {**as_map(spec.get("kubelet")), **read(str(spec.get("userData") or "")).kubelet}
-    low = _percent(settings.get("imageGCLowThresholdPercent"), _LOW)
-    grows = not family_of(spec).is_told or bool(_GROWS.search(str(spec.get("userData") or "")))
+    low = _percent(_kubelet_of(node_class).get("imageGCLowThresholdPercent"), _LOW)
+    grows = not node_class.family.is_told or bool(_GROWS.search(node_class.user_data))
     for bake in bakes:
         ours = _ids(bake)
-        for index, mapping in enumerate(mappings):
-            ebs = as_map(mapping.get("ebs"))
-            given = (quantity(ebs.get("volumeSize")) if grows else 0) or bake.size
-            if ebs.get("snapshotID") in ours and bake.filled and given and bake.filled * 100 > given * low:
+        for index, disk in enumerate(node_class.disks):
+            given = (disk.size if grows else 0) or bake.size
+            if disk.snapshot in ours and bake.filled and given and bake.filled * 100 > given * low:
                 at = ("spec", "blockDeviceMappings", index, "ebs")
                 message = (
                     f"{bake.name} fills {bake.filled * 100 // given} % of {gib(given)}: image garbage collection frees "
@@ -261,7 +252,7 @@ def allow_listed(thing: Thing) -> bool:
     if thing.kind == "NodeConfig":
         found |= of_config(thing.data).kubelet
     elif thing.kind in NODE_CLASSES:
-        found |= read(str(as_map(thing.data.get("spec")).get("userData") or "")).kubelet
+        found |= NodeClass(thing.data).settings.kubelet
     return found.get(_POLICY) == ALLOW_LISTED
 
 

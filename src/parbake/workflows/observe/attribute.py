@@ -15,7 +15,7 @@ from typing import Literal
 from parbake.core.reference import Reference
 from parbake.core.yamltext import Document
 from parbake.images.workloads import Thing
-from parbake.rollouts import nodeclass
+from parbake.rollouts.nodeclass import NodeClass
 from parbake.workflows.lint import nodes as node_rules
 from parbake.workflows.lint.bakes import Bake, BakedImage
 from parbake.workflows.lint.pods import findings_on, named
@@ -113,7 +113,7 @@ class Attribution:
         """Return the artefact that a rollout has given a node and of which no record is here; empty: none is known."""
         if self.bakes_of(node) or node.node_class is None:
             return ""
-        past = nodeclass.history(node.node_class.data)
+        past = NodeClass(node.node_class.data).history
         for held in (past.current, past.previous, past.left):
             if held and held.artefacts and (node.ami in held.images or held.snapshot in node.snapshots):
                 return held.name

@@ -12,6 +12,7 @@ from parbake.core.yamltext import Document, as_list, as_map
 from parbake.images.workloads import VOLUME, Thing, images_of
 from parbake.rollouts.cluster import Cluster
 from parbake.rollouts.karpenter import CORE, HASH, every_node_class
+from parbake.rollouts.nodeclass import NodeClass
 from parbake.workflows.observe.kubelet import KubeletEvent, moment, read_event
 
 _AMI_LABELS = ("eks.amazonaws.com/nodegroup-image",)
@@ -175,8 +176,7 @@ def _node(
     named = str(as_map(as_map(claim.get("spec")).get("nodeClassRef")).get("name") or "")
     node_class = classes.get(named)
     current = node_class if node_class and _hash(claim) and _hash(claim) == _hash(node_class) else None
-    disks = as_list(as_map((current or {}).get("spec")).get("blockDeviceMappings"))
-    snapshots = (str(as_map(as_map(each).get("ebs")).get("snapshotID") or "") for each in disks)
+    snapshots = (disk.snapshot for disk in NodeClass(current or {}).disks)
     return SeenNode(
         found.name, found.kubelet, found.architecture, str(as_map(claim.get("status")).get("imageID") or found.ami),
         tuple(filter(None, snapshots)), found.images, named, _thing(current) if current else None,
