@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 from parbake import cli, records
+from parbake.aws import images
 from parbake.aws.tags import ARTEFACT, KEY, MANAGED, VERIFIED, as_list
 from parbake.core import run
 from parbake.core.events import Events
@@ -72,11 +75,28 @@ def project(
 
 
 SHOWN: dict[str, dict[str, Any]] = {}
-"""What AWS shows of the images and snapshots of records that a test has made up, by id; see ``conftest``."""
+"""What AWS shows of the images and snapshots of records that a test has made up, by id."""
+
+
+@contextmanager
+def showing() -> Iterator[None]:
+    """Let AWS show what is ``SHOWN``; the fixture ``made_up_records`` does so for a test."""
+    asked = images.described_all
+
+    def described_all(region: str, image: str, snapshots: Iterable[str] = ()) -> tuple[Mapping[str, Any], ...]:
+        ids = [image] if image else list(snapshots)
+        if all(each in SHOWN for each in ids):
+            return tuple(SHOWN[each] for each in ids)
+        return asked(region, image, snapshots)
+
+    SHOWN.clear()
+    with patch.object(images, "described_all", described_all):
+        yield
 
 
 def shown_by_aws(record: Record) -> None:
     """Let AWS show what a made-up record says to be there, as a bake of it had tagged it."""
+    assert images.described_all.__module__ == __name__, "a test that makes records up uses `made_up_records`"
     tags = as_list(
         {KEY: record.key, MANAGED: ARTEFACT, **({VERIFIED: "2026-11-24T00:02:00Z"} if record.verified else {})}
     )
@@ -95,6 +115,15 @@ def goes_out_again(folder: Path, *found: Record) -> bool:
         rollout.RolloutOptions(dry_run=True, again=False),
     )
     return bool(handed)
+
+
+def refused(answer: tuple[int, Any], code: int, *says: str) -> None:
+    """Check that a command ended with a code and said all of this; a failure shows the whole answer."""
+    got, document = answer
+    said = document if isinstance(document, str) else json.dumps(document, ensure_ascii=False)
+    assert got == code, said
+    for each in says:
+        assert json.dumps(each, ensure_ascii=False)[1:-1] in said or each in said, said
 
 
 def parbake(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, Any]:

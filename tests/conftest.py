@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,24 +31,13 @@ settings.register_profile("parbake", deadline=None, suppress_health_check=[Healt
 settings.load_profile("parbake")
 
 
-@pytest.fixture(autouse=True)
-def _made_up_records(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Records of ``clusters.project`` name images that are nowhere: AWS shows them as a bake had tagged them."""
-    clusters = sys.modules.get("standins.clusters")
-    if clusters is None:
-        return
-    from parbake.aws import images
+@pytest.fixture
+def made_up_records() -> Iterator[None]:
+    """Let AWS show the images of records that a test has made up, such as those of ``clusters.project``."""
+    from standins import clusters
 
-    clusters.SHOWN.clear()
-    asked = images.described_all
-
-    def described_all(region: str, image: str, snapshots: Iterable[str] = ()) -> tuple[Mapping[str, Any], ...]:
-        ids = [image] if image else list(snapshots)
-        if all(each in clusters.SHOWN for each in ids):
-            return tuple(clusters.SHOWN[each] for each in ids)
-        return asked(region, image, snapshots)
-
-    monkeypatch.setattr(images, "described_all", described_all)
+    with clusters.showing():
+        yield
 
 
 _LIBC = ctypes.CDLL(None)

@@ -29,6 +29,8 @@ from standins.aws.interceptor import killed_everywhere, throttled_everywhere
 from standins.clusters import machine_image, parbake, project, volume
 from tests.aws.conftest import REGION
 
+pytestmark = pytest.mark.usefixtures("made_up_records")
+
 __all__ = ["bake", "cloud", "plan"]
 
 ZONE = f"{REGION}a"

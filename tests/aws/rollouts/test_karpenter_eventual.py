@@ -34,7 +34,7 @@ from tests.unit.rollouts.test_karpenter import images, pool, use
 from tests.unit.rollouts.test_node_classes import ALIAS, NEW
 from tests.unit.rollouts.test_pointers import BY_PARAMETER, BY_TAG, InTheCloud, register
 
-pytestmark = pytest.mark.usefixtures("aws_mock")
+pytestmark = pytest.mark.usefixtures("aws_mock", "made_up_records")
 BY_ID = {"name": "gpu", "karpenter": {"nodeclass": "gpu"}}
 OPTIONS = rollout.RolloutOptions(interval=0.001)
 WRITES = {

@@ -23,7 +23,7 @@ from tests.aws.conftest import REGION
 from tests.aws.rollouts.test_rollouts import FIRST, GROUP, NODES, PARAMETER, SECOND, fleets, group, node_group, versions
 
 __all__ = ["fleets"]
-pytestmark = pytest.mark.usefixtures("aws_mock")
+pytestmark = pytest.mark.usefixtures("aws_mock", "made_up_records")
 OPTIONS = rollout.RolloutOptions(interval=0.001)
 KINDS = pytest.mark.parametrize("target", [GROUP, NODES, PARAMETER], ids=lambda each: next(iter(each)))
 

@@ -44,7 +44,7 @@ from standins.spot import serving_spot
 from tests.aws.conftest import REGION
 from tests.unit.rollouts.test_node_classes import NEW, OLD
 
-pytestmark = pytest.mark.usefixtures("aws_mock")
+pytestmark = pytest.mark.usefixtures("aws_mock", "made_up_records")
 OURS = [{"Key": "parbake:managed", "Value": "artefact"}]
 FIRST = machine_image("first", "ami-1", region=REGION)
 

@@ -24,6 +24,7 @@ from parbake.core.run import Deadline
 from parbake.machine import disk
 from parbake.workflows.export.formats import check_vhd
 from standins import cloud_tools
+from standins.clusters import refused
 from standins.command import Corner, Done
 from standins.disks import machine, node_tree, sh
 from standins.images import Built, image, layer, push
@@ -329,9 +330,9 @@ def test_gke_takes_the_volume(shop: Shop, tmp_path: Path) -> None:
 
 def test_what_is_refused(shop: Shop) -> None:
     done = shop.parbake("gcp", shop.volume)
-    assert (done.code, "parbake verify" in done.said) == (3, True)
+    refused((done.code, done.said), 3, "parbake verify")
     done = shop.parbake("gke", shop.machine, "--force")
-    assert (done.code, "not an ext4 volume" in done.said) == (2, True)
+    refused((done.code, done.said), 2, "not an ext4 volume")
     done = shop.parbake("azure", Path("missing.raw"), "--force")
-    assert (done.code, "no such record" in done.said) == (2, True)
+    refused((done.code, done.said), 2, "no such record")
     assert shop.corner.leaked() == []

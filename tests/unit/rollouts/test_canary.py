@@ -28,6 +28,8 @@ from standins.runs import Done, parbake
 from tests.unit.rollouts.test_karpenter import FIRST, GPU, SECOND, cluster, images, pool, server, terms
 from tests.unit.rollouts.test_node_classes import ALIAS
 
+pytestmark = pytest.mark.usefixtures("made_up_records")
+
 __all__ = ["cluster", "server"]
 
 APP = "registry.example/first:1"

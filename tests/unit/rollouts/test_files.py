@@ -18,8 +18,10 @@ from parbake.rollouts.files import parse, render
 from parbake.rollouts.protocol import History
 from parbake.rollouts.userdata import KEEP_STORE, part_of
 from parbake.workflows.trace import write_trace
-from standins.clusters import goes_out_again, machine_image, parbake, project, volume
+from standins.clusters import goes_out_again, machine_image, parbake, project, refused, volume
 from standins.plans import record
+
+pytestmark = pytest.mark.usefixtures("made_up_records")
 
 FIRST, SECOND, DATA = machine_image("first", "ami-1"), machine_image("second", "ami-2"), volume("data", "snap-9")
 THIRD = machine_image("third", "ami-3")
@@ -117,7 +119,8 @@ def there_and_back(
     assert (report["holds"]["artefacts"], report["previous"]["images"]) == ([FIRST.artefact], ["ami-0"])
     code, done = parbake(capsys, "rollback")
     returned = (here / file).read_text()
-    assert (code, done["changed"], "ami-0" in returned) == (0, True, True)
+    assert (code, done["changed"]) == (0, True)
+    assert "ami-0" in returned
     code, done = parbake(capsys, "rollback")
     assert (code, done["changed"], (here / file).read_text()) == (0, False, returned)
     assert parbake(capsys, "status")[1][0]["left"]["artefacts"] == [FIRST.artefact]
@@ -223,7 +226,8 @@ spec:
     for command in ([*git, "init", "-q"], [*git, "add", "*.yaml"], [*git, "commit", "-qm", "x"]):
         run.run(command, cwd=here)
     code, done = parbake(capsys, "rollout", FIRST.key, "--dry-run")
-    assert (code, "no NodePool of the node class is known here" in done["targets"][0]["cautions"][-1]) == (0, True)
+    assert code == 0, done
+    assert "no NodePool of the node class is known here" in done["targets"][0]["cautions"][-1]
     (here / "pools.yaml").write_text("---\n".join(pools))
     run.run([*git, "commit", "-qam", "x"], cwd=here)
     code, error = parbake(capsys, "rollout", FIRST.key)
@@ -280,7 +284,8 @@ def test_further_disks_that_name_no_snapshot(
     (here / "m.yaml").write_text(text)
     project(here, [{"file": {"path": "m.yaml", "as": kind}}], DATA)
     code, error = parbake(capsys, "rollout", DATA.key)
-    assert (code, "name no snapshot" in error["message"], (here / "m.yaml").read_text()) == (2, True, text)
+    refused((code, error), 2, "name no snapshot")
+    assert (here / "m.yaml").read_text() == text
 
 
 @pytest.mark.parametrize("suffix", ["json", "tfvars"])
@@ -369,12 +374,9 @@ def test_records_that_do_not_go_together(here: Path, capsys: pytest.CaptureFixtu
     nowhere = record("nowhere", name="nowhere", passed=True)
     project(here, [{"file": "a.json"}, {"name": "us", "region": "us-east-1", "file": "b.json"}], FIRST, SECOND, nowhere)
     (here / "artefacts" / nowhere.artefact).touch()
-    code, error = parbake(capsys, "rollout", FIRST.key, SECOND.key)
-    assert (code, "two records of the kind" in error["message"]) == (2, True)
-    code, error = parbake(capsys, "rollout", FIRST.key, "--to", "us")
-    assert (code, "not published in us-east-1, but in eu-central-1" in error["message"]) == (2, True)
-    code, error = parbake(capsys, "rollout", "nowhere", "--to", "us")
-    assert (code, "published in no region of a cloud" in error["message"]) == (2, True)
+    refused(parbake(capsys, "rollout", FIRST.key, SECOND.key), 2, "two records of the kind")
+    refused(parbake(capsys, "rollout", FIRST.key, "--to", "us"), 2, "not published in us-east-1, but in eu-central-1")
+    refused(parbake(capsys, "rollout", "nowhere", "--to", "us"), 2, "published in no region of a cloud")
     assert not (here / "a.json").exists()
 
 
@@ -390,8 +392,7 @@ def test_what_lies_in_no_cloud_is_handed_out_by_name_and_key(here: Path, capsys:
     assert (handed["before"]["artefacts"], handed["after"]["artefacts"]) == ([one.artefact], [two.artefact])
     said = json.loads((here / "a.json").read_text())
     assert (said["artefact"], said["key"], said["image"], said["snapshot"]) == (two.artefact, two.key, "", "")
-    code, error = parbake(capsys, "rollout", one.key, "--to", "image")
-    assert (code, "published in no region" in error["message"]) == (2, True)
+    refused(parbake(capsys, "rollout", one.key, "--to", "image"), 2, "published in no region")
     code, done = parbake(capsys, "rollback", "--to", "file", "--holding", one.key[:12])
     assert (code, done["targets"], done["changed"]) == (0, [], False), "it holds the other one"
     for _ in range(2):  # a killed rollback is finished by the same command

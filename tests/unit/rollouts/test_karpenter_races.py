@@ -21,7 +21,7 @@ from tests.unit.rollouts.test_karpenter import FIRST, GPU, QUICK, SECOND, cluste
 
 __all__ = ["cluster", "server"]
 
-pytestmark = NEEDS_KUBECTL
+pytestmark = [NEEDS_KUBECTL, pytest.mark.usefixtures("made_up_records")]
 
 
 @pytest.mark.usefixtures("cluster")

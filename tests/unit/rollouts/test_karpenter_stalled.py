@@ -35,7 +35,7 @@ from tests.unit.rollouts.test_node_classes import ALIAS
 
 __all__ = ["cluster", "in_turns", "server", "without_kubectl"]
 
-pytestmark = NEEDS_KUBECTL
+pytestmark = [NEEDS_KUBECTL, pytest.mark.usefixtures("made_up_records")]
 
 
 @pytest.mark.usefixtures("in_turns")

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from parbake.rollouts import Change, Offer, ocean
-from standins.clusters import goes_out_again, machine_image, parbake, project, volume
+from standins.clusters import goes_out_again, machine_image, parbake, project, refused, volume
 from standins.spot import Spot, serving_spot
+
+pytestmark = pytest.mark.usefixtures("made_up_records")
 
 FIRST, SECOND = machine_image("first", "ami-1"), machine_image("second", "ami-2")
 GROUPS = {"ocean": {"cluster": "o-1", "groups": ["ols-1", "ols-2"], "batch": 25}}
@@ -100,14 +102,12 @@ def test_a_roll_that_fails_or_hangs_or_is_stopped(
 ) -> None:
     project(tmp_path, [GROUPS], FIRST, SECOND)
     spot.fails = True
-    code, error = parbake(capsys, "rollout", FIRST.key, *QUICK)
-    assert (code, "the roll is FAILED at 25 %" in error["message"]) == (1, True)
+    refused(parbake(capsys, "rollout", FIRST.key, *QUICK), 1, "the roll is FAILED at 25 %")
     code, done = parbake(capsys, "rollout", FIRST.key, *QUICK)
     assert (code, done["changed"], len(spot.rolls)) == (0, True, 2), "the same command rolls again"
     spot.stuck = True
     assert parbake(capsys, "rollout", SECOND.key, "--no-follow")[0] == 0
-    code, error = parbake(capsys, "rollout", SECOND.key, *QUICK, "--deadline", "1")
-    assert (code, "batch 1 of 4" in error["message"]) == (1, True)
+    refused(parbake(capsys, "rollout", SECOND.key, *QUICK, "--deadline", "1"), 1, "batch 1 of 4")
     code, error = parbake(capsys, "rollout", FIRST.key, "--no-follow")
     assert (code, error["error"]) == (1, "TargetMoved"), "one roll at a time"
     assert parbake(capsys, "freeze", "--to", "ocean")[1]["changed"] == {"ocean": ["roll scr-2"]}
@@ -145,7 +145,8 @@ def test_bad_input(
     assert parbake(capsys, "rollout", data.key)[0] == 2
     monkeypatch.setenv("SPOTINST_TOKEN", "wrong")
     code, error = parbake(capsys, "rollout", FIRST.key)
-    assert (code, "SPOTINST_TOKEN" in error["hint"], "wrong" in error["message"]) == (1, True, False)
+    refused((code, error), 1, "SPOTINST_TOKEN")
+    assert "wrong" not in error["message"]
     monkeypatch.delenv("SPOTINST_TOKEN")
     code, error = parbake(capsys, "rollout", FIRST.key)
     assert (code, error["error"]) == (1, "EnvironmentProblem")

@@ -25,7 +25,7 @@ from tests.unit.rollouts.test_karpenter import QUICK, images, pool, terms, use, 
 from tests.unit.rollouts.test_node_classes import ALIAS, BOTH, COMMON, NEW, OLD
 
 __all__ = ["aws_mock", "environment", "without_kubectl"]
-pytestmark = [NEEDS_KUBECTL, pytest.mark.usefixtures("aws_mock")]
+pytestmark = [NEEDS_KUBECTL, pytest.mark.usefixtures("aws_mock", "made_up_records")]
 BY_TAG = {"name": "gpu", "karpenter": {"nodeclass": "gpu", "tag": "image=gpu"}}
 BY_PARAMETER = {"name": "gpu", "karpenter": {"nodeclass": "gpu", "parameter": "/nodes/gpu"}}
 TERM = {"tags": {"image": "gpu"}, "owner": "self"}

@@ -19,6 +19,8 @@ from tests.unit.rollouts.test_karpenter import AMIS, FIRST, GPU, images, pool, s
 from tests.unit.rollouts.test_node_classes import ALIAS as NODE_CLASS
 from tests.unit.rollouts.test_node_classes import IDS
 
+pytestmark = pytest.mark.usefixtures("made_up_records")
+
 __all__ = ["server", "without_kubectl"]
 
 AWS = "karpenter.k8s.aws/instance-"

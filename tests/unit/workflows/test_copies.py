@@ -9,6 +9,8 @@ import pytest
 from standins.clusters import machine_image, parbake, project
 from standins.plans import record
 
+pytestmark = pytest.mark.usefixtures("made_up_records")
+
 
 def test_what_lies_in_no_cloud_or_has_failed_stays_where_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

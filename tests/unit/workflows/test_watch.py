@@ -19,6 +19,8 @@ from standins.clusters import machine_image, project
 from standins.command import documents
 from standins.plans import record
 
+pytestmark = pytest.mark.usefixtures("made_up_records")
+
 DEPLOY = Path(__file__).parents[3] / "deploy"
 DONE = BakeResult(Path("a.raw"), record(passed=True), changed=True)
 
