@@ -16,7 +16,7 @@ VM_JOBS ?= 3
 export VM_JOBS
 PYTEST = $(BIN)/pytest --dist loadfile --no-loadscope-reorder -ra --cov --durations=10
 
-.PHONY: help setup packages lock lint test .every-test test-unit demo docs fuzz proto release clean
+.PHONY: help setup packages lock lint test .every-test test-plain test-unit demo docs fuzz proto release clean
 .PHONY: bench-bake bench-coldstart bench-fleet bench-fleet-kills bench-rebake bench-startup bench-upload
 
 help: ## Show the targets
@@ -46,6 +46,10 @@ test: setup ## Run every test, with coverage; check format, style and types mean
 
 .every-test: setup
 	$(PYTEST) $(TESTS) -n $(JOBS) --cov-report=term --cov-fail-under=85
+
+# What users start is a process of its own then, which has loaded nothing yet.
+test-plain: setup ## Run what starts parbake as a program without the copies that start faster: much longer, on request
+	PARBAKE_TESTS_PLAIN=1 $(PYTEST) tests/system -n $(JOBS) --cov-report=term
 
 test-unit: setup ## Run the quick tests: no root, no virtual machine
 	$(BIN)/pytest tests/unit tests/aws

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, chdir, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ from blake3 import blake3
 
 from parbake import cli
 from parbake.aws import clients
-from standins import preloaded
+from standins import PLAIN, preloaded
 from standins.leaks import files, leaked, snapshot, work_folders
 
 PROGRAM = (sys.executable, "-m", "parbake")
@@ -113,23 +113,6 @@ class Running:
         self._popen.communicate()
 
 
-def started(command: Sequence[str], env: dict[str, str], cwd: Path) -> subprocess.Popen[str]:
-    """Start a program in a session of its own."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # Shells start what runs in the background so, and children inherit it: Ctrl-C would not be heard at all.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=env,
-        cwd=cwd,
-        start_new_session=True,
-    )
-
-
 def digests_of(artefact: Path) -> dict[str, str]:
     """Compute what a record may say of an artefact's bytes, by reading it plainly."""
     size, length, nothing = 512 * 1024, artefact.stat().st_size, bytes(512 * 1024)
@@ -201,7 +184,7 @@ class Corner:
         """
         if program or self._changes_imports or not preloaded.here():
             alone = program or ((sys.executable, script) if script else PROGRAM)
-            run = Running(started([*alone, *arguments], self.env, self.folder))
+            run = Running(preloaded.started([*alone, *arguments], self.env, self.folder))
         else:
             run = Running(preloaded.start(arguments, self.env, self.folder, script=script))
         self._runs.add(run.pid)
@@ -221,7 +204,7 @@ class Corner:
 
         As a process of its own where PYTHONPATH brings it a stand-in.
         """
-        if self.alone or self._changes_imports:
+        if PLAIN or self.alone or self._changes_imports:
             return self.as_program(*arguments)
         out, err = io.StringIO(), io.StringIO()
         clients.forget()

@@ -24,7 +24,9 @@ import os
 import pkgutil
 import resource
 import runpy
+import signal
 import socket
+import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -35,6 +37,7 @@ from typing import Never, Self
 
 import parbake
 from parbake.core.run import Deadline, Process, isolated
+from standins import PLAIN
 
 _CLIENT = Path(__file__).with_name("preloaded_program.py")
 _NOT_LOADED = ("parbake.node", "parbake.__main__")  # they do something as soon as they load
@@ -49,6 +52,8 @@ class Preloaded:
     def __init__(self, folder: Path, *, apart: bool = True) -> None:
         self.socket = folder / "parbake.sock"
         self.script = f"{sys.executable} -I -S {_CLIENT} {self.socket}"
+        if PLAIN and apart:
+            self.script = f"{sys.executable} -m parbake"
         command = [sys.executable, "-m", __name__, str(self.socket)]
         env = {"PYTHONPATH": str(Path(__file__).parents[1])}
         self._server = Process(isolated(command) if apart else command, log=folder / "preloaded.log", env=env)
@@ -98,8 +103,30 @@ class Copy:
         self.wait()
 
 
-def start(arguments: Sequence[str], environment: Mapping[str, str], folder: Path, *, script: str = "") -> Copy:
+def started(command: Sequence[str], env: Mapping[str, str], cwd: Path) -> subprocess.Popen[str]:
+    """Start a program in a session of its own."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # Shells start what runs in the background so, and children inherit it: Ctrl-C would not be heard at all.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+        cwd=cwd,
+        start_new_session=True,
+    )
+
+
+def start(
+    arguments: Sequence[str], environment: Mapping[str, str], folder: Path, *, script: str = ""
+) -> Copy | subprocess.Popen[str]:
     """Start a command; ``script`` is a program that calls parbake's ``main`` itself, and has the arguments."""
+    if PLAIN:
+        command = [sys.executable, script] if script else [sys.executable, "-m", "parbake"]
+        return started([*command, *arguments], environment, folder)
     server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     server.connect(str(_shared()))
     request = {"arguments": list(arguments), "environment": dict(environment), "script": script}

@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 
 from parbake.core.run import Deadline
+from standins import PLAIN
 from standins.adopted import Program, main
+
+pytestmark = pytest.mark.skipif(PLAIN, reason="nothing is a copy there")
 
 US = "tests.system.standins.test_adopted"
 ROOT = Path(__file__).parents[3]

@@ -10,10 +10,14 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
+from parbake.core.run import Process
 from parbake.machine.disk import private_mounts
+from standins import PLAIN, adopted, command
+from standins import preloaded as preloaded_
 from standins.command import PROGRAM, Corner, Done
 from standins.leaks import files
 from standins.preloaded import Preloaded
@@ -25,6 +29,20 @@ pytestmark = pytest.mark.root
 def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with Preloaded(tmp_path_factory.mktemp("preloaded")) as server:
         yield server.script
+
+
+@pytest.mark.skipif(PLAIN, reason="every command is such a program there")
+def test_a_plain_one_is_a_program_that_has_loaded_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `make test-plain` tests: each command, each program of a document, and each worker of a fleet."""
+    for module in (preloaded_, command, adopted):
+        monkeypatch.setattr(module, "PLAIN", True)
+    corner = Corner(tmp_path)
+    with patch.object(subprocess, "Popen", wraps=subprocess.Popen) as started:
+        assert corner.parbake("--version").code == 0
+    assert [call.args[0] for call in started.call_args_list] == [[*PROGRAM, "--version"]]
+    worker = adopted.Program("standins.fleet_worker").process(["x"], log=tmp_path / "log", env={})
+    assert type(worker) is Process
+    assert Preloaded(tmp_path).script == " ".join(PROGRAM)
 
 
 def told(parbake: str, words: str, folder: Path, env: Mapping[str, str]) -> tuple[int, str, str]:
