@@ -16,7 +16,7 @@ VM_JOBS ?= 3
 export VM_JOBS
 PYTEST = $(BIN)/pytest --dist loadfile --no-loadscope-reorder -ra --cov --durations=10
 
-.PHONY: help setup packages lock lint test .every-test test-plain test-unit demo docs fuzz proto release clean
+.PHONY: help setup packages lock lint test .every-test test-plain test-unit demo docs chart fuzz proto release clean
 .PHONY: bench-bake bench-coldstart bench-fleet bench-fleet-kills bench-rebake bench-startup bench-upload
 
 help: ## Show the targets
@@ -59,6 +59,9 @@ demo: setup ## Bake the sample application and boot the result: the main job, en
 
 docs: setup ## Write docs/reference anew from the program
 	$(BIN)/python -m tools.reference
+
+chart: setup ## Write what the Helm chart takes from the program, and render it into build/chart.yaml
+	@$(BIN)/python -m tools.chart
 
 proto: setup ## Regenerate the protobuf modules from src/parbake/containerd/proto/*.proto
 	$(BIN)/python -m grpc_tools.protoc --proto_path=src --python_out=src --pyi_out=src src/parbake/containerd/proto/*.proto

@@ -23,6 +23,7 @@ from parbake.core import errors, events, programs
 from parbake.core.model import Artefact, Base, Image, Plan, Platform
 from parbake.fleet.file import schema as fleet_schema
 from parbake.records import Blocks, Record, statements
+from tools import chart
 
 FOLDER: Final = Path(__file__).parents[1] / "docs" / "reference"
 _WIDTH: Final = 130
@@ -456,3 +457,4 @@ def write(folder: Path = FOLDER) -> None:
 
 if __name__ == "__main__":
     write()
+    chart.write()

@@ -10,7 +10,7 @@ import difflib
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -345,6 +345,15 @@ def text_schema(pattern: str = "", *examples: str, **more: Any) -> WithJsonSchem
     return WithJsonSchema({**schema, "examples": list(examples)} if examples else schema)
 
 
+def span_schema(units: Sequence[str], *examples: str) -> WithJsonSchema:
+    """Return the JSON Schema of a time: one of the units at least, in their order.
+
+    It does without looking ahead, which helm's regular expressions (Go's) do not know.
+    """
+    ways = (unit + "".join(f"({later})?" for later in units[place:]) for place, unit in enumerate(units, 1))
+    return text_schema(f"^({'|'.join(ways)})$", *examples)
+
+
 _PATH_SCHEMA = text_schema(minLength=1)
 _SCALAR_SCHEMA = WithJsonSchema({"type": ["string", "number", "boolean"]})
 
@@ -358,7 +367,7 @@ MaybeDays = Annotated[int, BeforeValidator(_days(0)), text_schema("^[0-9]{1,4}d$
 Duration = Annotated[
     float,
     BeforeValidator(_duration),
-    text_schema(r"^(?=[0-9])([0-9]+h)?([0-9]+m)?([0-9]+(\.[0-9]+)?s)?([0-9]+ms)?$", "90s", "1m30s"),
+    span_schema(("[0-9]+h", "[0-9]+m", r"[0-9]+(\.[0-9]+)?s", "[0-9]+ms"), "90s", "1m30s"),
 ]
 PlatformText = Annotated[
     Platform,

@@ -1,4 +1,4 @@
-"""Commands about AWS: the policies that a Bakefile needs."""
+"""The command about rights: the policies and roles that a Bakefile needs."""
 
 from __future__ import annotations
 
@@ -75,15 +75,17 @@ def iam(
         typer.Option("--fleet", metavar="FILE", help="The file of a fleet, whose `places` are allowed as well."),
     ] = None,
 ) -> Result:
-    """Print the AWS policies that this Bakefile needs.
+    """Print the policies that this Bakefile needs in AWS, and the roles in Kubernetes.
 
     `caller` is for whoever runs parbake, `instance_role` with its trust for the instance profile of the builder,
     `rollout` for whoever rolls out to its targets, `prune` for `parbake prune --aws`, `doctor` for `parbake doctor
-    --aws`, `karpenter` what Karpenter's role needs besides its own policy. What no option names appears in capitals,
-    such as ACCOUNT_ID, and allows nothing until you replace it.
+    --aws`, `karpenter` what Karpenter's role needs besides its own policy. For node classes in kubectl's current
+    cluster, `cluster_role` and `role_in_default` are the roles of whoever rolls out. What no option names appears in
+    capitals, such as ACCOUNT_ID, and allows nothing until you replace it.
     """
     from parbake.aws import iam as policies
     from parbake.bakefile import load
+    from parbake.rollouts.rights import roles
 
     bakefile = load(file)
     if fleet:
@@ -104,14 +106,15 @@ def iam(
         default_keys=_fitting("--default-key", default_key, _KEY, "the ARN of a key, not of an alias"),
     )
     found = policies.policies(bakefile, names)
+    printed = {**found, **roles(bakefile)}
 
     def warn() -> None:
         for sentence in (*policies.missing(found), *policies.cautions(found)):
             typer.echo(f"parbake: {sentence}", err=True)
 
     return Result(
-        found,
-        lambda: "\n\n".join(f"{name}:\n{json.dumps(policy, indent=2)}" for name, policy in found.items()),
+        printed,
+        lambda: "\n\n".join(f"{name}:\n{json.dumps(policy, indent=2)}" for name, policy in printed.items()),
         then=warn,
     )
 

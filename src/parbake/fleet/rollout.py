@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Validat
 from pydantic import field_validator as check
 
 from parbake.bakefile.sections import Section, Via
-from parbake.bakefile.values import Duration, Name, Words, described, text_schema, wrong
+from parbake.bakefile.values import Duration, Name, Words, described, span_schema, text_schema, wrong
 from parbake.core.errors import InputError
 from parbake.fleet import windows
 
@@ -58,9 +58,7 @@ def _window(text: str) -> str:
     return text
 
 
-Span = Annotated[
-    float, BeforeValidator(_span), text_schema("^(?=[0-9])([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?$", "30m", "72h")
-]
+Span = Annotated[float, BeforeValidator(_span), span_schema(("[0-9]+d", "[0-9]+h", "[0-9]+m", "[0-9]+s"), "30m", "72h")]
 Pattern = Annotated[str, AfterValidator(_pattern), text_schema(f"^{_PATTERN}$", "search/canary", "*/eu-*")]
 Person = Annotated[
     str, AfterValidator(_person), text_schema(f"^({_PERSON}|{_ARN})$", "ann", "arn:aws:iam::222222222222:role/release")

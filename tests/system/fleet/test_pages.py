@@ -27,7 +27,7 @@ from standins.loopback import free_port
 
 pytestmark = pytest.mark.slow(60)
 
-ALERTS = Path(__file__).parents[3] / "deploy/fleet-alerts.yaml"
+ALERTS = Path(__file__).parents[3] / "deploy/chart/files/fleet-alerts.yaml"
 HOW_TO = Path(__file__).parents[3] / "docs/how-to/fleet-engine.md"
 
 

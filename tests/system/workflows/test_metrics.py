@@ -13,7 +13,7 @@ from parbake.records import Record
 from parbake.workflows.metrics import BakeInUse, Measured, ServedImage
 from standins.plans import record
 
-ALERTS = Path(__file__).parents[3] / "deploy/bake-alerts.yaml"
+ALERTS = Path(__file__).parents[3] / "deploy/chart/files/bake-alerts.yaml"
 HOSTILE = 'a "quoted"\\back\nslash'
 
 

@@ -20,7 +20,7 @@ LINES = {
     "machine": 6100,
     "node": 1225,
     "records": 2725,
-    "rollouts": 5175,
+    "rollouts": 5240,
     "verify": 1735,
     "workflows": 8815,
 }
@@ -31,7 +31,7 @@ SMALL, MOST_SMALL = 60, 6
 """A file of fewer lines that only one other file imports could be a part of that file. There are at most so many."""
 MOST_NAMED_TWICE = 17
 """Names that public classes of several modules share: a reader of the second thinks of the first."""
-MOST_LATE_IMPORTS = 325
+MOST_LATE_IMPORTS = 326
 """Imports inside functions, for what most runs never need: ``make bench-startup`` shows what that saves."""
 MOST_BUILDER_NAMES = 8
 """Places where the name of a builder is compared, instead of its traits."""

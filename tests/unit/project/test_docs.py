@@ -6,7 +6,9 @@ import re
 import tomllib
 from pathlib import Path
 
+import jsonschema  # type: ignore[import-untyped]
 import pytest
+from ruamel.yaml import YAML
 
 from parbake.bakefile import load, schema
 from parbake.core.programs import PROGRAMS
@@ -14,6 +16,7 @@ from parbake.fleet.file import load as load_fleet
 from standins.documents import DOCUMENTS, NOT_RUN, ROOT, anchors, read, shape, without_blocks
 from standins.keys import key_pair
 from tests.system.project.test_docs import CASES
+from tools import chart
 from tools.reference import BY_HAND, ENVIRONMENT, EXAMPLES, FOLDER, pages
 
 README = (ROOT / "README.md").read_text()
@@ -32,6 +35,11 @@ def test_the_reference_is_fresh() -> None:
     assert {path.name for path in FOLDER.iterdir()} == set(made) | BY_HAND
     stale = [file for file, text in made.items() if (FOLDER / file).read_text() != text]
     assert not stale, "run `make docs`"
+
+
+def test_what_the_chart_takes_from_the_program_is_up_to_date() -> None:
+    stale = [path.name for path, text in chart.made().items() if path.read_text() != text]
+    assert stale == [], "run `make docs`"
 
 
 def test_every_command_has_an_example_that_calls_it() -> None:
@@ -113,6 +121,9 @@ def test_bakefiles_are_good(document: Path, tmp_path: Path) -> None:
     (tmp_path / "api/Containerfile").touch()
     for block in read(document):
         if block.language == "yaml":
+            if block.text.startswith("image: "):
+                jsonschema.validate(YAML(typ="safe").load(block.text), chart.values_schema())
+                continue
             whole = "version:" in block.text
             images = "" if "images:" in block.text else "images: [registry.example.com/app:1]\n"
             path = tmp_path / "parbake.yaml"

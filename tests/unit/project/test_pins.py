@@ -16,8 +16,7 @@ ROOT = Path(__file__).parents[3]
 WORKFLOW = ROOT / "deploy/github-actions.yaml"
 CONTAINERFILES = (ROOT / "deploy/Containerfile", ROOT / "src/parbake/node/Containerfile")
 MANIFESTS = (
-    ROOT / "deploy/cronjob.yaml",
-    ROOT / "deploy/fleet-worker.yaml",
+    ROOT / "deploy/chart/values.yaml",
     ROOT / "src/parbake/node/daemonset.yaml",
     WORKFLOW,
 )
