@@ -1,8 +1,10 @@
 """The one door to subprocesses, to sleeping and to deadlines.
 
 Programs get a list of arguments (never a shell), a clean environment, no standard input, and die with parbake: a child
-is started through ``setpriv --pdeathsig``, so that ``kill -9`` of parbake leaves no orphan. A failing command is named
-so that it can be replayed by hand; secrets travel on standard input and are never part of argv.
+is started through ``setpriv --pdeathsig``, so that ``kill -9`` of parbake leaves no orphan. They have process groups of
+their own, never sessions: Linux gives each session an equal share of the processors (sched(7), autogroup), whatever its
+nice value, so that ``nice parbake bake`` would spare nobody. A failing command is named so that it can be replayed by
+hand; secrets travel on standard input and are never part of argv.
 """
 
 from __future__ import annotations
@@ -325,7 +327,7 @@ class Process:
                 stderr=subprocess.STDOUT,
                 env=environment(self._env),
                 pass_fds=self._pass_fds,
-                start_new_session=True,  # Ctrl-C is for us: we stop our children in order
+                process_group=0,  # Ctrl-C is for us: we stop our children in order
             )
         return self
 
@@ -365,7 +367,7 @@ class Process:
         """Ask the program to end (SIGTERM), then insist (SIGKILL) after ``grace`` seconds. Idempotent."""
         if self._popen is None or self._popen.poll() is not None:
             return
-        # The leader may be `unshare`, which passes no signal on: signal the whole session.
+        # The leader may be `unshare`, which passes no signal on: signal the whole group.
         with suppress(ProcessLookupError):
             os.killpg(self._popen.pid, signal.SIGTERM)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -156,6 +157,40 @@ def test_children_die_with_us_even_by_sigkill(tmp_path: Path) -> None:
     deadline = run.Deadline(120, "the child dies")
     while living():
         deadline.sleep(0.02)
+
+
+# In a session of its own, so that nothing else has a part in its share: a greedy program, and a nice one's child.
+_SHARES = """
+import os, sys
+from pathlib import Path
+from subprocess import Popen
+from parbake.core.run import Deadline, Process
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+spin = [sys.executable, "-c", "while True: pass"]
+spent = lambda pid: int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
+with Popen(spin) as greedy:
+    os.nice(19)
+    with Process(spin, log=Path(os.devnull)) as nice:
+        deadline, before = Deadline(60, "the greedy program gets its share"), spent(greedy.pid)
+        while spent(greedy.pid) < before + 0.3:
+            deadline.sleep(0.02)
+        print(spent(nice.pid))
+    greedy.kill()
+"""
+
+
+def test_a_process_has_the_priority_that_its_caller_has() -> None:
+    """With the other's share of the processor it would have used 0.3 s; at the lowest priority it is due 0.005."""
+    command = [sys.executable, "-c", _SHARES]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, start_new_session=True, timeout=90)
+    assert float(done.stdout) < 0.1
+
+
+def test_nothing_starts_a_session_of_its_own() -> None:
+    """Each session would get an equal share of the processors. The agent runs on a node, which nobody works at."""
+    source = Path(run.__file__).parents[1]
+    found = {path for path in source.rglob("*.py") if re.search(r"start_new_session|\bsetsid\b", path.read_text())}
+    assert found == {source / "node" / "agent.py"}
 
 
 def test_deadline_counts_down(monkeypatch: pytest.MonkeyPatch) -> None:
