@@ -5,8 +5,9 @@ status subresource, generation), and a few kinds of its own (events, nodes, pods
 and field selectors), watch by resourceVersion, create, replace, delete, merge and JSON patch, and server-side apply.
 
 Not modelled: conversion between versions other than the apiVersion's name, RBAC (verbs can be forbidden one by one),
-owner references, paging, bookmarks, strategic merge patch, protobuf, tables, logins, TLS. Admission is a function. What
-72 commands of kubectl get is compared with what a real API server 1.36 answered (``tests/unit/standins``).
+owner references, paging, bookmarks, strategic merge patch (but for a node's conditions), protobuf, tables, logins,
+TLS. Admission is a function. What 72 commands of kubectl get is compared with what a real API server 1.36 answered
+(``tests/unit/standins``).
 """
 
 from __future__ import annotations
@@ -168,6 +169,15 @@ class Handler(BaseHTTPRequestHandler):
             case "application/merge-patch+json":
                 old = self.store.find(kind, namespace, name)
                 return self.store.put(kind, old, _same(kind, old, merge(old, json.loads(body))), how)
+            case "application/strategic-merge-patch+json" if kind.plural == "nodes":
+                old = self.store.find(kind, namespace, name)
+                patch = json.loads(body)
+                new, told = merge(old, patch), patch.get("status", {}).get("conditions", [])
+                if told:  # they merge by their types (patchMergeKey)
+                    there = {each["type"]: each for each in old.get("status", {}).get("conditions", [])}
+                    there |= {each["type"]: {**there.get(each["type"], {}), **each} for each in told}
+                    new["status"]["conditions"] = list(there.values())
+                return self.store.put(kind, old, _same(kind, old, new), how)
             case "application/json-patch+json":
                 old = self.store.find(kind, namespace, name)
                 return self.store.put(kind, old, _same(kind, old, json_patch(old, json.loads(body))), how)
