@@ -64,7 +64,7 @@ COMMANDS: Final[Mapping[str, Mapping[str, Listed]]] = {
     },
     "Operate": {
         "doctor": Listed("artefacts", "Check what this machine lacks, and how to get it."),
-        "iam": Listed("iam", "Print the AWS policies that this Bakefile needs."),
+        "iam": Listed("iam", "Print the policies that this Bakefile needs in AWS, and the roles in Kubernetes."),
         "prune": Listed("artefacts", "Remove old artefacts and their records, or cached layers."),
         "clean": Listed("artefacts", "Remove what killed runs left behind, and kept work folders."),
     },

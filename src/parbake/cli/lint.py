@@ -74,11 +74,7 @@ def lint(
     out.as_json |= style != "text"
     if not paths and not from_cluster:
         raise InputError("nothing to lint", hint="name files or folders, - for standard input, or --from-cluster")
-    documents: list[tuple[str, str]] = []
-    for path in paths or ():
-        documents += workloads.given(path)
-    if from_cluster:
-        documents += workflow.gather(context)
+    documents = (*workloads.collect(paths or ()), *(workflow.gather(context) if from_cluster else ()))
     there = file if file.exists() or file != DEFAULT_FILE else None
     project = Project(file, bake or ())
     with needed("`lint` compares with it (or with the records that --bake names)"):
@@ -156,9 +152,7 @@ def coverage(
     hint = "only what parbake baked has a record of its layers"
     _, record = records.locate_record(project.named(selector), project.output(), events, hint=hint)
     named = [Reference.parse(each) for each in images or ()]
-    documents = [*(workloads.from_cluster(context) if from_cluster else ())]
-    for path in manifests or ():
-        documents += workloads.given(path)
+    documents = workloads.collect(manifests or (), cluster=from_cluster, context=context)
     if documents:
         found = workloads.images_in(documents)
         named += [each.reference for each in found.images]

@@ -251,9 +251,12 @@ def config_maps(objects: Iterable[Mapping[str, object]]) -> ConfigMaps:
     return found
 
 
-def given(name: str) -> Documents:
-    """Read what a command was given: a file or folder as ``read_folder`` does, or standard input for ``-``."""
-    return (("standard input", sys.stdin.read()),) if name == "-" else read_folder(Path(name))
+def collect(names: Iterable[str], *, cluster: bool = False, context: str = "") -> Documents:
+    """Read what a command was given: files or folders (``read_folder``), standard input for ``-``, a ``cluster``'s."""
+    found: list[tuple[str, str]] = []
+    for name in names:
+        found += [("standard input", sys.stdin.read())] if name == "-" else read_folder(Path(name))
+    return (*found, *(from_cluster(context) if cluster else ()))
 
 
 def read_folder(path: Path) -> Documents:

@@ -74,12 +74,8 @@ def _named(image: str) -> scaffold.InitImage:
 
 
 def _from_kubernetes(manifests: str | None, cluster: bool, context: str, events: Events) -> list[scaffold.InitImage]:
-    documents: list[tuple[str, str]] = []
-    if manifests is not None:
-        documents += kubernetes.given(manifests)
-    if cluster:
-        documents += kubernetes.from_cluster(context)
-    found = kubernetes.images_in(documents)
+    names = () if manifests is None else (manifests,)
+    found = kubernetes.images_in(kubernetes.collect(names, cluster=cluster, context=context))
     for warning in found.warnings:
         events.warn(warning)
     entries = []
