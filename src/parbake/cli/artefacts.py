@@ -282,6 +282,10 @@ def list_(
         bool,
         typer.Option("--metrics", help="Print figures for Prometheus instead; targets and registries are asked."),
     ] = False,
+    from_cluster: Annotated[
+        bool, typer.Option("--from-cluster", help="With --metrics: ask kubectl's cluster what pods did with the bakes.")
+    ] = False,
+    context: KubeContext = "",
     offline: Annotated[
         bool, typer.Option("--offline", help="With --metrics: ask nobody; what records say is all there is.")
     ] = False,
@@ -299,7 +303,8 @@ def list_(
         from parbake.cli.text import measured as told
         from parbake.workflows.metrics import measure
 
-        measured = measure(found, project.bakefile, file, events, offline=offline)
+        cluster = context if from_cluster or context else None
+        measured = measure(found, project.bakefile, file, events, offline=offline, cluster=cluster)
         return Result(told.metrics_json(measured), lambda: told.metrics_text(measured))
     return Result(
         [{**artefacts.record_json(path, record), "meant": artefacts.meant(found, record)} for path, record in found],

@@ -1,11 +1,12 @@
 """What to watch of a repository of records: which bakes are in use, and whether registries still serve their images.
 
-``measure = records -> what targets hold -> what registries serve``. Whoever does not answer is told, and hides nothing.
+``measure = records -> what targets hold -> what nodes run -> what registries serve``. Whoever does not answer is told,
+and hides nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Literal
 
 from parbake import records
 from parbake.bakefile import Bakefile
-from parbake.core.errors import NoSuchImage, ParbakeError
+from parbake.core.errors import InputError, NoSuchImage, ParbakeError
 from parbake.core.events import Events
 from parbake.core.model import Image
 from parbake.core.reference import Reference
@@ -22,6 +23,7 @@ from parbake.records import Record
 from parbake.rollouts.protocol import TargetState
 from parbake.workflows import rollout
 from parbake.workflows.coverage import registry_of
+from parbake.workflows.observe import Observed, observe
 from parbake.workflows.rollout import TargetReport
 
 type Found = Sequence[tuple[Path, Record]]
@@ -30,10 +32,13 @@ type Found = Sequence[tuple[Path, Record]]
 
 @dataclass(frozen=True, slots=True)
 class BakeInUse:
-    """An artefact that nodes may run. ``known_by`` says how: a target holds it, or rollouts would take it."""
+    """An artefact that nodes may run.
+
+    ``known_by`` says how: nodes of the cluster run it, a target holds it, or rollouts would take it.
+    """
 
     record: Record
-    known_by: Literal["target", "record"]
+    known_by: Literal["cluster", "target", "record"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,21 +56,37 @@ class ServedImage:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What was found out; ``silent`` are the targets and registries that did not answer, each as (kind, name)."""
+    """What was found out; ``silent`` are those that did not answer, each as (kind, name).
+
+    ``observed`` is what pods did with the bakes (None: not asked, or not answered).
+    """
 
     found: Found
     in_use: tuple[BakeInUse, ...]
     images: tuple[ServedImage, ...] = ()
-    silent: tuple[tuple[Literal["target", "registry"], str], ...] = ()
+    silent: tuple[tuple[Literal["target", "registry", "cluster"], str], ...] = ()
+    observed: Observed | None = None
 
 
-def measure(found: Found, bakefile: Bakefile | None, path: Path, events: Events, *, offline: bool) -> Measured:
-    """Find out what is in use, and whether registries still serve it; with ``offline`` nobody is asked.
+def measure(
+    found: Found,
+    bakefile: Bakefile | None,
+    path: Path,
+    events: Events,
+    *,
+    offline: bool = False,
+    cluster: str | None = None,
+) -> Measured:
+    """Find out what is in use, and whether registries still serve it.
 
-    ``bakefile`` is what was read from ``path``: it names the targets, and says how registries are asked.
+    ``bakefile`` is what was read from ``path``: it names the targets, and says how registries are asked. ``cluster`` is
+    kubectl's context ("" for the current one) of a cluster whose nodes and pods are looked at as well. With ``offline``
+    nobody is asked; raises InputError where a cluster is named all the same.
     """
+    if offline and cluster is not None:
+        raise InputError("--offline asks nobody, and no cluster either", hint="leave out one of the options")
     if offline:
-        return Measured(found, in_use(found, ()))
+        return Measured(found, in_use(found))
     reports: tuple[TargetReport, ...] = ()
     if bakefile and bakefile.rollout:
         with events.stage("targets", "Ask the targets what they hold"):
@@ -73,23 +94,44 @@ def measure(found: Found, bakefile: Bakefile | None, path: Path, events: Events,
     for each in reports:
         if each.error:
             events.warn(f"{each.target} did not say what it holds: {each.error}")
-    used = in_use(found, reports)
+    observed = None if cluster is None else _observed(found, cluster, events)
+    used = in_use(found, reports, observed.artefacts if observed else ())
     images, quiet = _asked(used, bakefile, events)
     return Measured(
         found,
         used,
         images,
-        (*(("target", each.target) for each in reports if each.error), *(("registry", each) for each in quiet)),
+        (
+            *(("target", each.target) for each in reports if each.error),
+            *(("registry", each) for each in quiet),
+            *((("cluster", cluster or "current"),) if cluster is not None and observed is None else ()),
+        ),
+        observed,
     )
 
 
-def in_use(found: Found, reports: Iterable[TargetReport]) -> tuple[BakeInUse, ...]:
-    """Return what nodes may run, oldest first: what targets hold, and held, while their nodes are on the way. Pure.
+def _observed(found: Found, cluster: str, events: Events) -> Observed | None:
+    """Return what pods of a cluster did with the bakes; None, with a warning, where that cannot be said."""
+    with events.stage("cluster", "Look at the cluster's nodes and pods"):
+        try:
+            return observe([record for _, record in found], context=cluster)
+        except ParbakeError as error:
+            events.warn(f"what the cluster's pods did is not known: {error.message}")
+    return None
 
-    Of a name that no target is known to hold it is what rollouts take: the newest verified one.
+
+def in_use(found: Found, reports: Iterable[TargetReport] = (), running: Collection[str] = ()) -> tuple[BakeInUse, ...]:
+    """Return what nodes may run, oldest first: what is ``running``, by name, and what targets hold. Pure.
+
+    What they held counts as well while their nodes are on the way. Of a name of which nothing is known to be held it is
+    what rollouts take: the newest verified one.
     """
     held = tuple(state for report in reports for state in _held(report))
-    used = [BakeInUse(record, "target") for _, record in found if any(_is(record, state) for state in held)]
+    used = [
+        BakeInUse(record, "cluster" if record.artefact in running else "target")
+        for _, record in found
+        if record.artefact in running or any(_is(record, state) for state in held)
+    ]
     for name in sorted({record.plan.name for _, record in found} - {each.record.plan.name for each in used}):
         meant = records.newest(found, name, verified=True)
         if meant and meant[1].verified:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from parbake.cli.text.measured import metrics_text
+from parbake.cli.text.prometheus import gauge
 from parbake.core import run
 from parbake.records import Record
 from parbake.workflows.metrics import BakeInUse, Measured, ServedImage
@@ -37,22 +38,24 @@ def test_promtool_finds_nothing_to_say_of_metrics_and_rules() -> None:
     assert HOSTILE not in text
     assert run.run(["promtool", "check", "metrics"], stdin=text.encode()).text == ""
     said = run.run(["promtool", "check", "rules", "--lint-fatal", str(ALERTS)]).text
-    assert "SUCCESS: 3 rules found" in said
+    assert "SUCCESS: 4 rules found" in said
 
 
 @pytest.mark.parametrize(
-    ("day", "passed", "served", "alerts"),
+    ("day", "passed", "served", "hits", "alerts"),
     [
-        (1, True, True, ["ParbakeBakeIsOld"]),
-        (30, True, False, ["ParbakeImageIsGone"]),
-        (30, False, True, ["ParbakeBakeFails"]),
-        (30, True, True, []),
+        (1, True, True, 1.0, ["ParbakeBakeIsOld"]),
+        (30, True, False, 1.0, ["ParbakeImageIsGone"]),
+        (30, False, True, 1.0, ["ParbakeBakeFails"]),
+        (30, True, True, 0.8, ["ParbakeBakeIsNotUsed"]),
+        (30, True, True, 0.9, []),
     ],
 )
 def test_each_alert_is_raised_by_its_cause_alone(
-    tmp_path: Path, day: int, passed: bool, served: bool, alerts: list[str]
+    tmp_path: Path, day: int, passed: bool, served: bool, hits: float, alerts: list[str]
 ) -> None:
     text = metrics_text(measured(baked(day, passed=passed), served=served))
+    text += "\n" + gauge("parbake_pod_hit_ratio", "As `observe` prints it.", [({"artefact": "a"}, hits)])
     lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
     fires = {
         "expr": 'count by (alertname) (ALERTS{alertstate="firing"})',

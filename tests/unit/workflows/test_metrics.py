@@ -17,6 +17,9 @@ from parbake.rollouts.protocol import History, RolloutProgress, TargetState, Tar
 from parbake.workflows import rollout
 from parbake.workflows.metrics import in_use
 from parbake.workflows.rollout import TargetReport
+from standins.kubernetes import observed
+from standins.kubernetes.kubectl_in_process import replace_kubectl
+from standins.kubernetes.server import listening
 from standins.plans import MANIFEST, record
 from standins.runs import parbake
 
@@ -152,3 +155,32 @@ def test_offline_nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (oldest["labels"]["artefact"], oldest["labels"]["known_by"]) == (NEW.artefact, "record")
     assert metrics["parbake_newest_bake_verified"][0]["value"] is False
     assert metrics["parbake_failed_verifications"] == [{"labels": {"name": "node"}, "value": 1}]
+
+
+def test_a_cluster_tells_what_its_nodes_run_and_how_many_pods_use_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "artefacts").mkdir()
+    made = observed.MADE
+    newer = NEW.model_copy(update={"plan": NEW.plan.model_copy(update={"name": made.plan.name})})
+    for each in (made, newer):
+        records.write(tmp_path / "artefacts", each)
+        (tmp_path / "artefacts" / each.artefact).touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    serving(monkeypatch)
+    replace_kubectl(monkeypatch)
+    with listening(observed.shop().store, tmp_path) as server:
+        monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig))
+        found = told("--from-cluster")
+        [oldest] = found["parbake_oldest_bake_in_use_timestamp_seconds"]
+        assert (oldest["labels"]["artefact"], oldest["labels"]["known_by"]) == (made.artefact, "cluster")
+        shown = parbake("list", "--metrics", "--from-cluster").out
+        assert f'parbake_pod_hit_ratio{{artefact="{made.artefact}"}} 0.8' in shown
+        server.store.forbidden |= {("list", "nodes")}
+        done = parbake("list", "--metrics", "--context", "prod")
+    assert done.code == 0
+    assert 'parbake_unanswered{kind="cluster",who="prod"} 1.0' in done.out
+    assert "what the cluster's pods did is not known" in done.err
+    done = parbake("list", "--metrics", "--offline", "--from-cluster", "--json")
+    done.refused(2, "InputError", "asks nobody", hint="leave out")

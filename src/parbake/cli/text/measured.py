@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from parbake import records
+from parbake.cli.text.observed import observed_json, observed_metrics
 from parbake.cli.text.prometheus import Sample, gauge
 from parbake.core.timestamps import read_timestamp
 from parbake.records import Record
@@ -28,12 +29,15 @@ class Metric(NamedTuple):
 
 def metrics_text(measured: Measured) -> str:
     """Return the metrics in Prometheus' text format; one of which nothing is known is left out."""
-    return "".join(gauge(*each) for each in _metrics(measured)).rstrip("\n")
+    text = "".join(gauge(*each) for each in _metrics(measured))
+    return (text + (observed_metrics(measured.observed) if measured.observed else "")).rstrip("\n")
 
 
 def metrics_json(measured: Measured) -> dict[str, object]:
     """Return the metrics for programs, by the names that Prometheus knows them by."""
+    observed = observed_json(measured.observed) if measured.observed else None
     return {
+        "observed": observed,
         "metrics": [
             {
                 "name": name,
@@ -41,7 +45,7 @@ def metrics_json(measured: Measured) -> dict[str, object]:
                 "samples": [{"labels": dict(labels), "value": value} for labels, value in all_],
             }
             for name, what, all_ in _metrics(measured)
-        ]
+        ],
     }
 
 
