@@ -72,14 +72,16 @@ def init(
     return written(
         workflow.begin(
             folder,
-            images=tuple(image or ()),
-            manifests=from_manifests,
-            cluster=from_cluster,
-            context=context,
-            sizes=sizes,
-            force=force,
-            events=events,
-            eks=kind == "eks",
+            events,
+            workflow.InitOptions(
+                images=tuple(image or ()),
+                manifests=from_manifests,
+                cluster=from_cluster,
+                context=context,
+                sizes=sizes,
+                force=force,
+                eks=kind == "eks",
+            ),
         )
     )
 
@@ -256,10 +258,8 @@ def verify(
     from parbake.workflows import verify as workflow
 
     project = Project(file, [selector], events=events)
-    artefact, verdict = workflow.verify_again(
-        project.named(selector),
-        project.output(),
-        events,
+    name, output = project.named(selector), project.output()
+    options = workflow.VerifyOptions(
         base=base or project.node_image,
         keep_workspace=keep_workspace,
         trust=project.trust,
@@ -267,6 +267,7 @@ def verify(
         signer=project.signer(),
         shared=project.shared(),
     )
+    artefact, verdict = workflow.verify_again(name, output, events, options)
     return Result(
         artefacts.verdict_json(artefact, verdict),
         lambda: artefacts.verdict_text(artefact, verdict),

@@ -113,7 +113,8 @@ def _add(cloud: str) -> None:
         selector, to = last_alone(selector, folder, "FOLDER")
         project = Project(file, [selector], events=events)
         named, output = project.named(selector), project.output()
-        return written(to_cloud(named, output, Path(to), events, force=force, trust=project.trust))
+        options = workflow.ExportOptions(force, project.trust)
+        return written(to_cloud(named, output, Path(to), events, options))
 
 
 for _cloud in _CLOUDS:

@@ -212,13 +212,16 @@ def watch(
     def shown(turn: workflow.Turn) -> Result:
         return Result(rollouts.turn_json(turn), lambda: rollouts.turn_text(turn))
 
+    def look() -> workflow.Seen:
+        watch_fast_restores(file, events)
+        return workflow.look(file, events)
+
     turn = workflow.watch(
-        lambda: workflow.look(file, events),
+        look,
         lambda: workflow.act(file, events, options, prune=prune),
         events,
         once=once,
         interval=every,
         on_turn=lambda turn: shown(turn).print(),
-        tidy=lambda: watch_fast_restores(file, events),
     )
     return None if turn.moved else shown(turn)

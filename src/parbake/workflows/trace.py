@@ -190,17 +190,7 @@ def record_node(what: str, seconds: float, events: Events) -> Trace:
     )
 
 
-def situation(
-    record: Record,
-    *,
-    launches: float,
-    zones: int,
-    boot: float,
-    burst: int,
-    volume: int,
-    hot: int | None,
-    **more: float | str,
-) -> Situation:
+def situation(record: Record, *, volume: int, hot: int | None, **more: float | str) -> Situation:
     """Return what there is to advise on: sizes from the record, its trace, and what the user says. Bytes.
 
     ``more`` are further fields of a ``Situation``. What a user says to be hot is read as the trace's is, or else in
@@ -229,10 +219,6 @@ def situation(
         "read": read,
         "reads": reads,
         "transfer": sum(image.size for image in record.plan.images),
-        "launches": launches,
-        "zones": zones,
-        "boot": boot,
-        "burst": burst,
     }
     return Situation.model_validate(said | more)
 

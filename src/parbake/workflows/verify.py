@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -110,29 +111,37 @@ def write_verdict(
     return record
 
 
+@dataclass(frozen=True, slots=True)
+class VerifyOptions:
+    """How to verify again: on which ``base``, whose signatures to ``trust``, and where the verdict goes.
+
+    Images start as the ``bakefile`` says (``startup.started_as``), and the record says so then. A good verdict is
+    ``shared``, too.
+    """
+
+    base: Path | None = None
+    keep_workspace: bool = False
+    trust: Sequence[Path] = ()
+    bakefile: Bakefile | None = None
+    signer: Signer | None = None
+    shared: Shared | None = None
+
+
 def verify_again(
-    selector: str,
-    output: Path,
-    events: Events,
-    *,
-    base: Path | None = None,
-    keep_workspace: bool = False,
-    trust: Sequence[Path] = (),
-    bakefile: Bakefile | None = None,
-    signer: Signer | None = None,
-    shared: Shared | None = None,
+    selector: str, output: Path, events: Events, options: VerifyOptions | None = None
 ) -> tuple[Path, Verdict]:
     """Verify what a user names (see ``records.locate``), whatever its record says already; write the new verdict.
 
     Where nothing could be booted (there are no machines for its platform) the record keeps the verdict that it has, and
     so does a signed one without a ``signer``. Raises VerificationFailed, before anything is booted, when the record
-    contradicts itself, or when none of the keys in ``trust`` has signed it. A good verdict is ``shared``, too. Images
-    start as the ``bakefile`` says (``startup.started_as``), and the record says so then.
+    contradicts itself, or when none of the keys to trust has signed it.
     """
+    options = options or VerifyOptions()
+    trust, signer, shared = options.trust, options.signer, options.shared
     artefact, record = records.locate(selector, output, events)
     if record or trust:
         record = genuine.need(artefact, trust)
-        plan = started_as(record.plan, bakefile, events, signed=bool(trust))
+        plan = started_as(record.plan, options.bakefile, events, signed=bool(trust))
         record = record.model_copy(update={"plan": plan})
     if record and record.published and not artefact.is_file():
         there = next(iter(record.published.values()))
@@ -144,8 +153,8 @@ def verify_again(
     if not artefact.is_file():
         raise InputError(f"{artefact} does not exist, although its record does", hint="bake it again")
     records.sweep(artefact.parent)
-    with work_on(artefact.parent, "verify", events, keep=keep_workspace) as work:
-        verdict, sha256 = examine(artefact, record, events, work=work, base=base)
+    with work_on(artefact.parent, "verify", events, keep=options.keep_workspace) as work:
+        verdict, sha256 = examine(artefact, record, events, work=work, base=options.base)
     if record and (verdict.accelerator != "none" or verdict.intact is False):
         if signer is None and records.is_signed(artefact):
             events.warn(f"the record of {artefact.name} is signed and stays as it is: the Bakefile has no `sign`")

@@ -117,19 +117,16 @@ def watch(
     once: bool,
     interval: float,
     on_turn: Callable[[Turn], object] = lambda _: None,
-    tidy: Callable[[], object] = lambda: None,
 ) -> Turn:
     """Take turns for ever, or one; ``interval`` is in seconds, between turns. ``on_turn`` gets each turn that acted.
 
-    ``tidy`` is called at the beginning of every turn. A signal that comes when a turn is done ends the watch after
-    ``on_turn``.
+    A signal that comes when a turn is done ends the watch after ``on_turn``.
 
     With ``once`` errors are raised. Otherwise the turn is tried again at the next, except for input that is wrong.
     """
     before: Seen | None = None
     while True:
         try:
-            tidy()
             now = look()
             names = moved(before, now)
             turn = Turn(names)

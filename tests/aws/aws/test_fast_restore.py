@@ -16,17 +16,17 @@ from parbake.aws.costs.restore_credits import bucket, refill
 from parbake.aws.ebs import fast_restore, restore_credits
 from parbake.aws.tags import as_dict
 from parbake.bakefile import Bakefile, FastRestoreSection, load
-from parbake.core.errors import AwsError
+from parbake.core.errors import AwsError, RegistryError
 from parbake.core.events import Event, Events
 from parbake.core.model import GIB, TIB, Snapshot
 from parbake.records import Record
-from parbake.workflows import clean, watch
+from parbake.workflows import watch
 from standins.aws.boto_clients import raw
 from standins.aws.ec2 import Cloud
 from standins.aws.ec2_support import OTHER, Bake, bake, cloud, failing, plan
 from standins.aws.iam_recorder import allowed_by, printed
 from standins.aws.interceptor import killed_everywhere, throttled_everywhere
-from standins.clusters import machine_image, parbake, project, volume
+from standins.clusters import machine_image, parbake, project, refused, volume
 from tests.aws.conftest import REGION
 
 pytestmark = pytest.mark.usefixtures("made_up_records")
@@ -306,19 +306,13 @@ def by_prune(shop: Shop) -> Any:
 
 
 def by_watch(shop: Shop) -> Any:
-    def nothing() -> watch.Seen:
-        raise EndOfTurnError
+    def down(*_: object) -> watch.Seen:
+        raise RegistryError("the registry is down")
 
-    with pytest.raises(EndOfTurnError):
-        watch.watch(
-            nothing, pytest.fail, silent(), once=True, interval=1,
-            tidy=lambda: clean.watch_fast_restores(shop.file, silent()),
-        )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watch, "look", down)
+        refused(parbake(shop.capsys, "watch", "--once"), 1, "the registry is down")
     return True
-
-
-class EndOfTurnError(Exception):
-    pass
 
 
 @pytest.mark.parametrize("end", [by_clean, by_prune, by_watch], ids=lambda end: end.__name__)

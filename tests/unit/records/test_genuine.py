@@ -275,13 +275,14 @@ class TestVerifying:
         monkeypatch.setattr(verify, "examine", lambda *_, **__: (GOOD, "f" * 64))
 
     def test_it_signs_the_new_verdict(self, shelf: Shelf) -> None:
-        keys: dict[str, Any] = {"trust": shelf.trust, "signer": shelf.signer}
-        assert verify.verify_again(shelf.record.key, shelf.output, shelf.events, **keys)[1] == GOOD
+        options = verify.VerifyOptions(trust=shelf.trust, signer=shelf.signer)
+        assert verify.verify_again(shelf.record.key, shelf.output, shelf.events, options)[1] == GOOD
         found = genuine.need(shelf.artefact, shelf.trust)
         assert (found.verdict, found.sha256) == (GOOD, "f" * 64)
 
     def test_without_the_key_a_signed_record_stays_as_it_is(self, shelf: Shelf) -> None:
-        assert verify.verify_again(shelf.record.key, shelf.output, shelf.events, trust=shelf.trust)[1] == GOOD
+        options = verify.VerifyOptions(trust=shelf.trust)
+        assert verify.verify_again(shelf.record.key, shelf.output, shelf.events, options)[1] == GOOD
         assert shelf.path.read_bytes() == shelf.true
         assert "stays as it is" in shelf.warnings
 
@@ -312,11 +313,9 @@ class TestVerifying:
 
 def test_an_export_takes_only_what_is_trusted(shelf: Shelf, tmp_path: Path) -> None:
     shelf.edit('"passed": true', '"passed": true ')
-    for force in (False, True):
+    for options in (export.ExportOptions(force, shelf.trust) for force in (False, True)):
         with pytest.raises(VerificationFailed, match="changed after it was signed"):
-            export.to_gcp(
-                shelf.record.key, shelf.output, tmp_path / "out", shelf.events, trust=shelf.trust, force=force
-            )
+            export.to_gcp(shelf.record.key, shelf.output, tmp_path / "out", shelf.events, options)
     assert not (tmp_path / "out").exists()
 
 

@@ -15,13 +15,7 @@ from parbake.core.sources import LayerSource
 from parbake.records import Record
 from parbake.workflows.bake.describe import Attachments, Clock, make_record
 from parbake.workflows.bake.disks import build_disk, find_base, need_room
-from parbake.workflows.bake.rehearsal import (
-    failed_in_rehearsal,
-    need_rights,
-    rehearse,
-    trace_beside,
-    trace_from,
-)
+from parbake.workflows.bake.rehearsal import failed_in_rehearsal, need_rights, rehearse, trace_beside, trace_from
 from parbake.workflows.plan import Bake, BakeResult
 from parbake.workflows.verify import boot, is_to_be_verified, seen_in_rehearsal, work_on
 

@@ -16,13 +16,7 @@ from parbake.records.held import state
 from parbake.workflows.bake import ancestry
 from parbake.workflows.bake.describe import Attachments, Clock, describe_disk
 from parbake.workflows.bake.disks import build_disk, find_base, need_room
-from parbake.workflows.bake.rehearsal import (
-    failed_in_rehearsal,
-    need_rights,
-    rehearsal_decides,
-    rehearse,
-    with_trace,
-)
+from parbake.workflows.bake.rehearsal import failed_in_rehearsal, need_rights, rehearsal_decides, rehearse, with_trace
 from parbake.workflows.plan import Bake, BakeResult, existing
 from parbake.workflows.verify import examine, is_to_be_verified, seen_in_rehearsal, work_on, write_verdict
 

@@ -152,14 +152,24 @@ class _Cloud:
     refuse: Callable[[Record], None] = lambda _record: None
 
 
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """How to export: ``force`` also what is not proven, over what is there.
+
+    ``trust`` are the keys of which one must have signed the record (PEM files; none: it need not be signed).
+    """
+
+    force: bool = False
+    trust: Sequence[Path] = ()
+
+
 def to_gcp(
-    selector: str, output: Path, folder: Path, events: Events, *, force: bool = False, trust: Sequence[Path] = ()
+    selector: str, output: Path, folder: Path, events: Events, options: ExportOptions | None = None
 ) -> tuple[Path, ...]:
     """Write an artefact as Compute Engine takes it, and the script that makes an image of it; return both files.
 
     ``selector`` names the artefact, see ``records.locate``. An export that is complete, and no older than the artefact,
-    is left as it is unless ``force``. ``trust`` are the keys that must have signed its record (PEM files; none: it need
-    not be signed). Raises InputError (none, in a cloud, files in the way), VerificationFailed unless
+    is left as it is unless ``force``. Raises InputError (none, in a cloud, files in the way), VerificationFailed unless
     the artefact is proven or ``force`` says so, and for a record that cannot be trusted, DiskFull.
     """
 
@@ -169,13 +179,12 @@ def to_gcp(
     def archive(local: _LocalArtefact, target: Path) -> None:
         write_archive(local.raw, target, local.events)
 
-    return _export(
-        selector, output, folder, events, _Cloud(".tar.gz", "create-image.sh", text, archive), force=force, trust=trust
-    )
+    cloud = _Cloud(".tar.gz", "create-image.sh", text, archive)
+    return _export(selector, output, folder, events, cloud, options or ExportOptions())
 
 
 def to_gke(
-    selector: str, output: Path, folder: Path, events: Events, *, force: bool = False, trust: Sequence[Path] = ()
+    selector: str, output: Path, folder: Path, events: Events, options: ExportOptions | None = None
 ) -> tuple[Path, ...]:
     """Write a volume as a secondary boot disk of GKE's, and the script that makes a disk image of it. Needs root.
 
@@ -200,11 +209,11 @@ def to_gke(
         write_archive(arranged, target, local.events)
 
     cloud = _Cloud("-gke.tar.gz", "create-disk-image.sh", text, archive, refuse)
-    return _export(selector, output, folder, events, cloud, force=force, trust=trust)
+    return _export(selector, output, folder, events, cloud, options or ExportOptions())
 
 
 def to_azure(
-    selector: str, output: Path, folder: Path, events: Events, *, force: bool = False, trust: Sequence[Path] = ()
+    selector: str, output: Path, folder: Path, events: Events, options: ExportOptions | None = None
 ) -> tuple[Path, ...]:
     """Write an artefact as a VHD for Azure, and the script that makes a managed disk (and an image) of it.
 
@@ -218,20 +227,20 @@ def to_azure(
     def vhd(local: _LocalArtefact, target: Path) -> None:
         write_vhd(local.raw, target, local.work, local.events)
 
-    return _export(
-        selector, output, folder, events, _Cloud(".vhd", "create-disk.sh", text, vhd), force=force, trust=trust
-    )
+    cloud = _Cloud(".vhd", "create-disk.sh", text, vhd)
+    return _export(selector, output, folder, events, cloud, options or ExportOptions())
 
 
 def _export(
-    selector: str, output: Path, folder: Path, events: Events, cloud: _Cloud, *, force: bool, trust: Sequence[Path]
+    selector: str, output: Path, folder: Path, events: Events, cloud: _Cloud, options: ExportOptions
 ) -> tuple[Path, ...]:
     """Write the script, then the disk, which appears when it is complete: a run that ends before it is none.
 
     Neither appears unless the artefact's bytes are those of its record, also once the disk was made of them. What runs
     that were killed left in the folder goes on the way.
     """
-    artefact, record = _proven(selector, output, events, force=force, trust=trust)
+    force = options.force
+    artefact, record = _proven(selector, output, events, options)
     cloud.refuse(record)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file", hint="name a folder; it is created if missing")
@@ -257,14 +266,14 @@ def _export(
     return made, script
 
 
-def _proven(selector: str, output: Path, events: Events, *, force: bool, trust: Sequence[Path]) -> tuple[Path, Record]:
+def _proven(selector: str, output: Path, events: Events, options: ExportOptions) -> tuple[Path, Record]:
     artefact, _ = records.locate_record(selector, output, events, hint="export what parbake has baked")
-    record = genuine.need(artefact, trust)
+    record = genuine.need(artefact, options.trust)
     if not artefact.is_file():
         where = "lies in a cloud" if record.published else "is no longer on this machine"
         raise InputError(f"{artefact.name} {where}", hint="bake it with `builder: local`")
     if not record.verified:
-        if not force:
+        if not options.force:
             raise VerificationFailed(
                 f"{record.artefact} is not verified: nodes may not start its images",
                 hint=f"`parbake verify {record.artefact}`; --force exports it anyway",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,27 +23,33 @@ from parbake.workflows.init.eks import look, node_classes
 # Sizes are a courtesy in a comment: a registry that does not answer soon is not worth the wait.
 
 
-def begin(
-    folder: Path,
-    *,
-    images: tuple[str, ...],
-    manifests: str | None,
-    cluster: bool,
-    context: str,
-    sizes: bool,
-    force: bool,
-    events: Events,
-    eks: bool = False,
-) -> tuple[Path, ...]:
+@dataclass(frozen=True, slots=True)
+class InitOptions:
+    """What a Bakefile is to be made of: ``images``, ``manifests`` (a folder, a file, or ``-``), or a ``cluster``'s.
+
+    ``eks`` makes it one for the nodes of kubectl's cluster: a volume for Karpenter's node class. ``sizes`` are told in
+    comments; ``force`` replaces files.
+    """
+
+    images: tuple[str, ...] = ()
+    manifests: str | None = None
+    cluster: bool = False
+    context: str = ""
+    sizes: bool = False
+    force: bool = False
+    eks: bool = False
+
+
+def begin(folder: Path, events: Events, options: InitOptions) -> tuple[Path, ...]:
     """Write a Bakefile for what the user named, or for what the folder holds; return the files that were written.
 
-    ``eks`` makes it one for the nodes of kubectl's cluster: a volume for Karpenter's node class.
-    ``manifests`` is a folder, a file, or ``-`` for standard input. Raises InputError when files exist already (unless
-    ``force``), when there is nothing to bake, or for a named image that could only be built.
+    Raises InputError when files exist already (unless ``force``), when there is nothing to bake, or for a named image
+    that could only be built.
     """
+    context, eks, manifests = options.context, options.eks, options.manifests
     settings = look(context).settings(context) if eks else {}
-    cluster = cluster or (eks and manifests is None and not images)
-    entries = [_named(image) for image in images]
+    cluster = options.cluster or (eks and manifests is None and not options.images)
+    entries = [_named(image) for image in options.images]
     if manifests is not None or cluster:
         entries += _from_kubernetes(manifests, cluster, context, events)
         if not entries:
@@ -52,9 +58,9 @@ def begin(
         events.note(
             "the cluster has Karpenter's node classes: `--for eks` writes a Bakefile that can be rolled out there"
         )
-    if sizes:
+    if options.sizes:
         entries = _with_sizes(entries, events)
-    return scaffold.write(folder, entries, today=datetime.now(UTC).date(), settings=settings, force=force)
+    return scaffold.write(folder, entries, today=datetime.now(UTC).date(), settings=settings, force=options.force)
 
 
 def _has_node_classes(context: str) -> bool:

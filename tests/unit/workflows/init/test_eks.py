@@ -34,10 +34,7 @@ def written(
 
     monkeypatch.setattr(Cluster, "served", lambda *_: ("v1",) if classes else ())
     monkeypatch.setattr(Cluster, "items", items)
-    init.begin(
-        folder, images=("registry.example/app:1",), manifests=None, cluster=False, context=context, sizes=False,
-        force=False, events=Events(), eks=True,
-    )  # fmt: skip
+    init.begin(folder, Events(), init.InitOptions(images=("registry.example/app:1",), context=context, eks=True))
     return (folder / "parbake.yaml").read_text()
 
 

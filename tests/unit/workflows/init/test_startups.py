@@ -18,23 +18,14 @@ from parbake.bakefile.sections import StartupSection
 from parbake.core.events import Events
 from parbake.core.reference import Reference
 from parbake.images.workloads import images_in
-from parbake.workflows.init import begin
+from parbake.workflows.init import InitOptions, begin
 from parbake.workflows.init.startups import PodStart, expand, start_of
 
 CASES = Path(__file__).with_name("cases")
 
 
 def test_how_pods_start_their_images_is_written_as_far_as_it_can_be_repeated(tmp_path: Path) -> None:
-    begin(
-        tmp_path,
-        images=(),
-        manifests=str(CASES / "starts.yaml"),
-        cluster=False,
-        context="",
-        sizes=False,
-        force=False,
-        events=Events(),
-    )
+    begin(tmp_path, Events(), InitOptions(manifests=str(CASES / "starts.yaml")))
     text = (tmp_path / "parbake.yaml").read_text()
     load(tmp_path / "parbake.yaml")
     section = text[text.index("\nimages:\n") + 1 : text.index("\n# How to bake")]
