@@ -52,6 +52,12 @@ def trace(
         Path | None,
         typer.Option("--trace", help="Use this trace, recorded on a node, instead of rehearsing.", metavar="FILE"),
     ] = None,
+    misses: Annotated[
+        Path | None,
+        typer.Option(
+            "--misses", help="Add what nodes read besides, as the logs of their agents say it.", metavar="FILE"
+        ),
+    ] = None,
     rehearse_in: RehearseIn = None,
     seconds: Annotated[
         float, typer.Option(min=0.1, help="How long to record on a running node.", metavar="SECONDS")
@@ -75,11 +81,13 @@ def trace(
     from parbake.workflows.startup import started_as
 
     path = Path(selector)
-    if rehearse_in and recorded:
-        raise InputError("--rehearse-in asks for a rehearsal, and --trace for none", hint="leave one of them out")
+    if sum(map(bool, (rehearse_in, recorded, misses))) > 1:
+        raise InputError(
+            "--rehearse-in asks for a rehearsal, --trace and --misses for none", hint="leave all but one of them out"
+        )
     if selector and (path.is_block_device() or path.is_mount()):
-        if recorded:
-            raise InputError("--trace adds a trace to a record, not to a device", hint="name the record")
+        if recorded or misses:
+            raise InputError("--trace and --misses add to a record, not to a device", hint="name the record")
         if rehearse_in:
             raise InputError("--rehearse-in is for a record: nothing is started on a device", hint="name the record")
         found = workflow.record_node(selector, seconds, events)
@@ -94,6 +102,8 @@ def trace(
             record = genuine.need(artefact, project.trust)
             if recorded:
                 record = workflow.add_trace(artefact, record, recorded, events, signs)
+            elif misses:
+                record = workflow.add_misses(artefact, record, misses, events, signs)
             else:
                 plan = started_as(record.plan, project.readable, events, signed=bool(project.trust))
                 where = RehearsalPlace(rehearse_in, project.node_image)

@@ -36,6 +36,12 @@ exit 0
 """
 
 
+_EXPORTED = (
+    "hydrate.py", "misses.py", "parbake-hydrate.service", "parbake-misses.service", "parbake-misses.timer",
+    "Containerfile", "daemonset.yaml",
+)  # fmt: skip
+
+
 def user_data(hydrate_list: str) -> str:
     """Return user data that hydrates a volume: the program and its list, to be the first part of a node's. Pure."""
     program = short("hydrate.py").encode()
@@ -54,13 +60,10 @@ def export(folder: Path, hydrate_list: str, prefetch_list: str = "") -> tuple[Pa
     """Write all that a node needs to hydrate a volume into a folder, and return the files. Raises DiskFull.
 
     ``hydrate.list`` and ``prefetch.list`` (for those who do not see the volume's root, where one lies as well);
-    ``hydrate.py`` with its systemd unit; ``user-data.sh`` with program and blocks inside; a Containerfile for a
-    Bottlerocket bootstrap container, and a DaemonSet.
+    ``hydrate.py`` with its systemd unit, ``misses.py`` with a timer; ``user-data.sh`` with program and blocks inside;
+    a Containerfile for a Bottlerocket bootstrap container, and a DaemonSet.
     """
-    files = {
-        name: node_file(name).read_text()
-        for name in ("hydrate.py", "parbake-hydrate.service", "Containerfile", "daemonset.yaml")
-    }
+    files = {name: node_file(name).read_text() for name in _EXPORTED}
     files |= {"hydrate.list": hydrate_list, "prefetch.list": prefetch_list, "user-data.sh": user_data(hydrate_list)}
     written = []
     with room_for(folder):

@@ -21,7 +21,7 @@ from pathlib import Path
 
 VERSION = 1
 PREFIX = "parbake.dev/"
-LARGEST = 64 << 10  # bytes of the state
+LARGEST, LARGEST_TRACE = 64 << 10, 4 << 20  # bytes of the state, and of a trace
 DIED = 30.0  # seconds without a word, of a program that writes every second
 HEARTBEAT, LONGEST_WAIT = 300.0, 60.0
 COMING = {"waiting": "Waiting", "loading": "Loading", "prefetching": "Prefetching"}
@@ -30,6 +30,7 @@ SINCE = r"\d{4}-[01]\d-[0-3]\dT[0-2]\d:[0-5]\d:[0-5]\dZ"
 SERVER = "kubernetes.default.svc"  # a name that every API server's certificate has; addresses of proxies it may not
 OPTIONS = (
     ("--state", "/run/parbake/hydrate.json", "the state of the node's hydrate program"),
+    ("--misses", "/run/parbake/misses.trace", "what starts read besides: put into the log, once, as it is"),
     ("--account", "/var/run/secrets/kubernetes.io/serviceaccount", "the folder with the pod's token and authority"),
     ("--node", os.environ.get("NODE_NAME", ""), "the node that this is"),
     ("--every", 1.0, "seconds between two looks, while something is still to come"),
@@ -45,6 +46,16 @@ def read_state(path):
     except (OSError, ValueError, RecursionError):
         return {}
     return state if isinstance(state, dict) else {}
+
+
+def read_misses(path):
+    """Return the line that tells what starts read besides their list, and when it was written; "" for nothing."""
+    try:
+        with Path(path).open("rb") as file:
+            text = file.read(LARGEST_TRACE + 1).decode(errors="replace").strip()
+            return ("" if len(text) > LARGEST_TRACE or "\n" in text else text), os.fstat(file.fileno()).st_mtime_ns
+    except OSError:
+        return "", 0
 
 
 def uptime():
@@ -138,8 +149,12 @@ def main():
         parser.add_argument(name, default=default, type=type(default), help=what)
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the first process of a container has no default
-    began, written, wrote, wait = time.monotonic(), None, 0.0, options.every
+    began, written, wrote, wait, known = time.monotonic(), None, 0.0, options.every, 0
     while True:
+        line, told_at = read_misses(options.misses)
+        if line and told_at != known:
+            print(line)
+            known = told_at
         state = read_state(options.state)
         try:
             judgement = judged(state, uptime(), time.monotonic() - began < options.patience)
@@ -147,8 +162,8 @@ def main():
             if what != written or time.monotonic() - wrote >= HEARTBEAT:
                 now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
                 since = state.get("since")
-                known = isinstance(since, str) and re.fullmatch(SINCE, since, re.ASCII)
-                patch(options.node, options.account, conditions(judgement, since if known else now, now))
+                is_time = isinstance(since, str) and re.fullmatch(SINCE, since, re.ASCII)
+                patch(options.node, options.account, conditions(judgement, since if is_time else now, now))
                 if what != written:
                     print(
                         f"condition: hydrating {judgement[0]}, hydrated {judgement[1]}: {judgement[2]}: {judgement[3]}"

@@ -19,13 +19,16 @@ from parbake.coldstart.trace import (
     described,
     device_of,
     load,
+    parse,
     save,
     summary,
+    with_misses,
 )
 from parbake.coldstart.trace.owners import Described
 from parbake.coldstart.trace.tracefs import LARGEST_BUFFER, mounted_at
 from parbake.core import run
 from parbake.core.errors import InputError
+from parbake.core.files import read_file
 from parbake.core.model import Plan
 from parbake.core.signing import Signer
 from parbake.core.timestamps import timestamp
@@ -39,6 +42,8 @@ if TYPE_CHECKING:
     from parbake.core.events import Events
 
 _TICK = 0.1
+_LARGEST_LOG = 256 << 20  # bytes
+_TRACE_LINE = b'{"parbake-trace"'
 
 
 def rehearse(
@@ -112,6 +117,34 @@ def add_trace(artefact: Path, record: Record, file: Path, events: Events, signer
     ):
         trace = recorded_elsewhere(file, there, record.plan)
     return write_trace(artefact, record, trace, signer)
+
+
+def add_misses(artefact: Path, record: Record, file: Path, events: Events, signer: Signer | None = None) -> Record:
+    """Add to an artefact's trace what nodes read besides, as a file tells it: traces, or the logs of nodes' agents.
+
+    Raises InputError where nothing in it is of this artefact's file system.
+    """
+    records.need_signer(artefact, signer)
+    known = trace_of(artefact, record)
+    try:
+        lines = read_file(file, _LARGEST_LOG).splitlines()
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror}", hint="name a file with what the agents' logs say") from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        if (begin := line.find(_TRACE_LINE)) >= 0:
+            try:
+                found.append(parse(line[begin:], called=f"line {number} of {file}"))
+            except InputError as error:
+                events.warn(error.message)
+    of_it = [each for each in found if known.uuid and each.uuid == known.uuid]
+    if not of_it:
+        raise InputError(
+            f"{file} has {len(found)} traces of nodes, and none is of the file system of {artefact.name}",
+            hint="save the logs of nodes that use this artefact",
+        )
+    events.note(f"{len(of_it)} of {len(found)} traces are of {artefact.name}")
+    return write_trace(artefact, record, with_misses(known, of_it), signer)
 
 
 def recorded_elsewhere(file: Path, disk_path: Path | None, plan: Plan) -> Trace:

@@ -154,6 +154,7 @@ def test_it_goes_on_whatever_the_api_server_says(image: Path, server: Server, tm
 
     server.store.before_answer = refuse
     folder.mkdir(parents=True)
+    (folder / "misses.trace").write_text('{"parbake-trace":1}\n')
     tell(folder, uptime=now())
     with agent(image, server, folder) as process:
         wait_for(lambda: conditions(server).get("parbake.dev/Hydrated"), ("True", "Done"))
@@ -161,6 +162,7 @@ def test_it_goes_on_whatever_the_api_server_says(image: Path, server: Server, tm
     said = process.stdout.read()
     assert "cannot write the conditions of node-1, next try in 0 s: the API server says 403: " in said
     assert "no right" in said
+    assert said.splitlines().count('{"parbake-trace":1}') == 1, "for `parbake trace --misses`"
     assert (process.returncode, "a token" in said) == (0, False)
 
 

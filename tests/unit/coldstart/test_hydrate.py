@@ -245,13 +245,14 @@ def test_the_program_holds_no_capability_and_can_get_only_that_to_read(tmp_path:
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not here")
-def test_the_hydrate_unit_is_confined_in_systemds_own_opinion() -> None:
+@pytest.mark.parametrize("unit", ["parbake-hydrate.service", "parbake-misses.service"])
+def test_the_hydrate_unit_is_confined_in_systemds_own_opinion(unit: str) -> None:
     command = [
         "systemd-analyze",
         "security",
         "--offline=true",
         "--threshold=20",
-        str(node_file("parbake-hydrate.service")),
+        str(node_file(unit)),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stdout

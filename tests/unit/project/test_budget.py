@@ -12,17 +12,17 @@ LINES = {
     "bakefile": 2950,
     "builders": 4880,
     "cli": 5735,
-    "coldstart": 1480,
+    "coldstart": 1500,
     "containerd": 2300,
     "core": 4800,
     "fleet": 6250,
     "images": 8500,
     "machine": 6100,
-    "node": 1390,
+    "node": 1595,
     "records": 2725,
     "rollouts": 5240,
     "verify": 1735,
-    "workflows": 8835,
+    "workflows": 8865,
 }
 """The most lines of each wing's modules, without those that the protobuf compiler writes."""
 SLACK = 0.94

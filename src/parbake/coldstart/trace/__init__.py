@@ -8,16 +8,19 @@ from parbake.coldstart.trace.data import (
     hydrate_list,
     load,
     merged,
+    parse,
     prefetch_list,
     relocated,
     requests,
     save,
     summary,
+    with_misses,
 )
 from parbake.coldstart.trace.owners import HotFile, data_below, data_of, described, owned
 from parbake.coldstart.trace.tracefs import Overrun, Recorder, device_of
 
 __all__ = [
     "SECTOR", "HotFile", "Overrun", "Part", "Read", "Recorder", "Trace", "data_below", "data_of", "described",
-    "device_of", "hydrate_list", "load", "merged", "owned", "prefetch_list", "relocated", "requests", "save", "summary",
+    "device_of", "hydrate_list", "load", "merged", "owned", "parse", "prefetch_list", "relocated", "requests", "save",
+    "summary", "with_misses",
 ]  # fmt: skip

@@ -147,6 +147,25 @@ def relocated(trace: Trace, places: Mapping[int, int], *, block: int = 4096) -> 
     return trace.model_copy(update={"parts": tuple(parts), "scattered": len(merged(trace))})
 
 
+def with_misses(trace: Trace, others: Iterable[Trace]) -> Trace:
+    """Return a trace with what nodes read besides, after all else; each of their reads and ranges once. Pure."""
+    late = 1 + max((read.ms for part in trace.parts for read in part.reads), default=0)
+    known = {(read.sector, read.length) for part in trace.parts for read in part.reads}
+    parts, files = list(trace.parts), {file.path: file for file in trace.files}
+    for other in others:
+        for part in other.parts:
+            new = [each for each in part.reads if (each.sector, each.length) not in known]
+            known.update((each.sector, each.length) for each in new)
+            reads = tuple(each._replace(ms=late) for each in new)
+            parts += [Part(name=part.name, kind="node", reads=reads)] * bool(reads)
+        for file in other.files:
+            there = files.get(file.path, file._replace(size=0, ranges=()))
+            fresh = tuple(each for each in file.ranges if each not in there.ranges)
+            size = there.size + sum(length for _, length in fresh)
+            files[file.path] = there._replace(size=size, ranges=tuple(sorted(there.ranges + fresh)))
+    return trace.model_copy(update={"parts": tuple(parts), "files": tuple(files.values())})
+
+
 def summary(trace: Trace, *, file: str = "") -> TraceSummary:
     """Return what a record keeps of a trace. Pure."""
     return TraceSummary(
