@@ -18,8 +18,11 @@ from ruamel.yaml import YAML
 
 from parbake.core.nodefiles import node_file
 from standins import pod_security
+from standins.clusters import NEEDS_KUBECTL
 from standins.kubernetes import schemas
-from standins.kubernetes.server import load_crds
+from standins.kubernetes.server import load_crds, serving
+from standins.kubernetes.store import Kind
+from tests.unit.standins.test_kubernetes import kubectl
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 NOW = 100.0
@@ -115,6 +118,21 @@ def objects(name: str) -> list[dict[str, Any]]:
 def test_the_api_knows_every_field_of_every_object() -> None:
     for each in objects("agent.yaml"):
         kubernetes_validate.validate(each, "1.37", strict=True)
+
+
+@NEEDS_KUBECTL
+def test_the_agent_is_applied_by_kubectl_once(tmp_path: Path) -> None:
+    """As the page says it; what is applied again is unchanged."""
+    with serving(tmp_path) as server:
+        for each in objects("agent.yaml"):
+            group, _, version = each["apiVersion"].rpartition("/")
+            plural = each["kind"].lower().replace("policy", "policie") + "s"
+            kind = Kind(group, version, plural, each["kind"], namespaced="namespace" in each["metadata"])
+            server.store.kinds[group, version, plural] = kind
+        first = kubectl(server, "apply", "-f", str(DEPLOY / "agent.yaml"))
+        assert first.code == 0, first.stderr
+        again = kubectl(server, "apply", "-f", str(DEPLOY / "agent.yaml"))
+        assert again.text.count("unchanged") == len(objects("agent.yaml")), again.text
 
 
 def of_kind(kind: str) -> dict[str, Any]:
