@@ -80,6 +80,7 @@ _OWN: Final[dict[str, Any]] = {
         bake=_section(atLeast=_COUNT, atMost=_COUNT),
         roles=_section(**dict.fromkeys(("control", "place", "roll", "bake"), _ROLE)),
     ),
+    "agent": _section(image={"type": "string", "pattern": "^([^@ ]+@sha256:[0-9a-f]{64})?$"}, wait={"type": "boolean"}),
     "alerts": {"type": "boolean"},
     "global": _FREE,  # helm's own, of charts that have this one below them
 }

@@ -24,7 +24,7 @@ from standins.kubernetes.server import load_crds, serving
 from standins.kubernetes.store import Kind
 from tests.unit.standins.test_kubernetes import kubectl
 
-DEPLOY = Path(__file__).parents[3] / "deploy"
+DEPLOY = Path(__file__).parents[3] / "deploy/chart/files"
 NOW = 100.0
 DONE = {"version": 1, "phase": "done", "uptime": 40.0, "since": "2026-12-03T09:00:00Z", "state": "done"}
 

@@ -73,9 +73,12 @@ VALUES: dict[str, Mapping[str, Any]] = {
     "six-lines": YAML(typ="safe").load(SIX.read_text()),
     "full": FULL,
     "fleet": FLEET,
+    "agent": {"agent": {"image": "registry.example.com/parbake-agent@sha256:" + "0" * 64, "wait": True}},
 }
+OF_PARBAKE = [name for name in VALUES if name != "agent"]
+OF_THE_CLUSTER = ("Cluster", "Namespace", "PersistentVolume", "ValidatingAdmissionPolicy")
 # Kinds of operators, which have no schema here.
-WITHOUT_SCHEMA = {"PodMonitor", "PrometheusRule", "ScaledObject", "TriggerAuthentication"}
+WITHOUT_SCHEMA = {"NodeReadinessRule", "PodMonitor", "PrometheusRule", "ScaledObject", "TriggerAuthentication"}
 
 
 def rendered(values: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
@@ -118,14 +121,13 @@ def test_the_api_knows_every_field_of_every_object(name: str) -> None:
         if each["kind"] in WITHOUT_SCHEMA:
             continue
         kubernetes_validate.validate(each, "1.37", strict=True)
-        if each["kind"] != "ClusterRole":
-            assert each["metadata"].get("namespace") or "Cluster" in each["kind"]
+        assert each["metadata"].get("namespace") or each["kind"].startswith(OF_THE_CLUSTER)
 
 
 @pytest.mark.parametrize("name", VALUES)
 def test_every_pod_passes_restricted_pod_security(name: str) -> None:
     specs = pods(case(name))
-    assert len(specs) == (len(QUEUES) if name == "fleet" else 1)
+    assert len(specs) == {"fleet": len(QUEUES), "agent": 2}.get(name, 1)
     for spec in specs:
         assert pod_security.refused(spec) == []
         assert all(each["securityContext"]["readOnlyRootFilesystem"] for each in spec["containers"])
@@ -235,7 +237,7 @@ def test_the_pod_reads_the_bakefile_that_was_written(
 
 
 def test_the_container_calls_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
-    for name in VALUES:
+    for name in OF_PARBAKE:
         for spec in pods(case(name)):
             (container,) = spec["containers"]
             assert cli.run([*container["args"], "--help"]) == 0
@@ -287,7 +289,7 @@ def test_the_api_server_takes_all_of_it(tmp_path: Path) -> None:
 # -- rights
 
 
-@pytest.mark.parametrize("name", VALUES)
+@pytest.mark.parametrize("name", OF_PARBAKE)
 def test_the_rules_of_the_chart_are_those_of_the_bakefiles_targets(name: str, tmp_path: Path) -> None:
     objects = case(name)
     given = [
@@ -325,7 +327,7 @@ def test_rights_are_listed_for_the_kinds_of_targets_that_are_in_a_cluster() -> N
 
 
 def test_nothing_reaches_the_pods_and_they_reach_no_metadata_service() -> None:
-    for name in VALUES:
+    for name in OF_PARBAKE:
         policy = one(case(name), "NetworkPolicy")["spec"]
         assert (policy["policyTypes"], "ingress" in policy) == (["Ingress", "Egress"], False)
         metadata = [ipaddress.ip_address(text) for text in ("169.254.169.254", "fd00:ec2::254")]

@@ -20,7 +20,7 @@ CONTAINERFILES = (
     ROOT / "src/parbake/node/Containerfile",
 )
 MANIFESTS = (
-    ROOT / "deploy/agent.yaml",
+    ROOT / "deploy/chart/files/agent.yaml",
     ROOT / "deploy/chart/values.yaml",
     ROOT / "src/parbake/node/daemonset.yaml",
     WORKFLOW,
@@ -29,7 +29,7 @@ LOCKS = {"developers": ROOT / "requirements.lock", "image": ROOT / "deploy/requi
 
 COMMIT = re.compile(r"[\w.-]+/[\w./-]+@[0-9a-f]{40} # v[0-9.]+")
 BY_DIGEST = re.compile(r"[^@\s]+@sha256:[0-9a-f]{64}")
-TO_FILL_IN = re.compile(r"[^@\s]+@sha256:DIGEST|IMAGE")  # no image: nothing starts before a user has written one
+TO_FILL_IN = re.compile(r"([^@\s]+@sha256:DIGEST|IMAGE)?")  # no image: nothing starts before a user has written one
 
 
 def images(value: Any) -> Iterator[str]:
