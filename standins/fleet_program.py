@@ -191,7 +191,7 @@ def state_of(artefact: str) -> dict[str, object]:
 
 
 def targets(before: str, after: str, *, changed: bool) -> int:
-    found = {"diff": "-+" if changed else "", "before": state_of(before), "after": state_of(after)}
+    found = {"diff": "-+" if changed else "", "before": state_of(before), "after": state_of(after), "canary": None}
     print(as_json({"targets": [found]}))
     return 0
 
