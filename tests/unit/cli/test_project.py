@@ -31,6 +31,7 @@ COMMANDS = {
     "report FILE FILE": "",
     "lint pod.yaml --bake FILE": "",
     "coverage FILE --against FILE": "",
+    "observe FILE --context nowhere": "kubectl",
     "export kubelet-config FILE": "",
     "export gcp FILE out": "is no longer on this machine",
     "export gke FILE out": "is no longer on this machine",

@@ -23,7 +23,12 @@ rollout: [{file: {path: out/node.json}}]
 """
 OTHERS = {"FOLDER": "there", "REGION": "eu-west-1", "PATH": "pod.yaml"}
 """What commands want besides, by what their help calls it."""
-MORE = {"coverage": ("--manifests", "none.yaml"), "trace": ("--trace", "none.trace"), "rollout": ("--dry-run",)}
+MORE = {
+    "coverage": ("--manifests", "none.yaml"),
+    "trace": ("--trace", "none.trace"),
+    "rollout": ("--dry-run",),
+    "observe": ("--context", "nowhere"),
+}
 
 
 def commands(group: Any, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -67,7 +72,7 @@ def called(path: tuple[str, ...], command: Any, *selector: str) -> list[str]:
 def test_the_commands_that_take_a_record_are_known() -> None:
     assert {path[-1] for path in FOUND} == {
         "verify", "show", "trace", "hydrate", "advise", "report", "rollout", "copy", "lint", "kubelet-config", "gcp",
-        "gke", "azure", "coverage",
+        "gke", "azure", "coverage", "observe",
     }  # fmt: skip
 
 
@@ -81,8 +86,8 @@ def test_the_newest_artefact_is_meant_and_said(
     said = [line.strip() for line in capsys.readouterr().err.splitlines() if line.strip().startswith("takes ")]
     taken = verified if path[-1] == "rollout" else newest
     proven = "verified" if path[-1] == "rollout" else "not verified"
-    if path[-1] == "kubelet-config" and not selector:
-        assert said == [], "it is what the Bakefile says"
+    if path[-1] in {"kubelet-config", "observe"} and not selector:
+        assert said == [], "it is what the Bakefile says, or of all records"
     else:
         assert said == [f"takes {taken.artefact}, baked {taken.finished_at}, {proven}"]
 
