@@ -229,6 +229,8 @@ def test_what_is_built_waits_for_its_verdict_when_the_run_ends_before(
             make(Bake(run, plan(images=()), OPTIONS))
     assert seen(tmp_path) == set()
     records.sweep(tmp_path)
+    with records.in_use(tmp_path, plan(images=()).artefact_name):
+        assert clean(tmp_path) == (), "a run is at it"
     if then == "clean":
         assert clean(tmp_path) == (records.waiting(tmp_path, plan(images=()).key),)
     options = replace(OPTIONS, verify=then != "no-verify", force=then == "force")
