@@ -62,10 +62,10 @@ class BlockList:
             digest.update(line.encode())
         return digest.hexdigest()
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Path, *, durable: bool = True) -> None:
         """Write the text form, whole or not at all. Raises DiskFull."""
         with room_for(path):
-            atomic.replace(path, "".join(self.text()))
+            atomic.replace(path, "".join(self.text()), durable=durable)
 
     @classmethod
     def read(cls, path: Path) -> Self:

@@ -42,7 +42,7 @@ _LARGEST = 64 << 20  # bytes of a record: 2,000 images in 500 layers each
 _FILE_NAME = re.compile(FILE_NAME)
 
 
-def write(folder: Path, record: Record, signer: Signer | None = None) -> Path:
+def write(folder: Path, record: Record, signer: Signer | None = None, *, durable: bool = True) -> Path:
     """Write the record beside its artefact, at once or not at all; return its path. Raises DiskFull.
 
     With a ``signer`` its signatures go first: what is signed is never older than what is not, and a run that is killed
@@ -62,7 +62,7 @@ def write(folder: Path, record: Record, signer: Signer | None = None) -> Path:
     mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else PRIVATE
     with room_for(path):
         for target, content in files:
-            atomic.replace(target, content, mode=mode)
+            atomic.replace(target, content, mode=mode, durable=durable)
     return path
 
 
@@ -100,25 +100,28 @@ def waiting(folder: Path, key: str) -> Path:
 @guarded
 def keep(
     made: Path, record: Record, folder: Path, work: Path, *,
-    blocks: BlockList | None = None, trace: Trace | None = None, signer: Signer | None = None,
+    blocks: BlockList | None = None, trace: Trace | None = None, signer: Signer | None = None, durable: bool = True,
 ) -> Path:  # fmt: skip
     """Let a finished disk wait, with its blocks, trace and record, whole or not at all; return its path.
 
     It has no place among the artefacts in ``folder`` yet: ``publish_artefact`` gives it one, also in the next run when
-    this one is killed before. Raises DiskFull.
+    this one is killed before; where ``durable``, also after a power failure. Raises DiskFull.
     """
     target, draft = waiting(folder, record.key), work / "waiting"
     with room_for(folder / record.artefact):
-        draft.mkdir()
+        draft.mkdir(mode=0o700)
         made.chmod(PRIVATE)
         made.rename(draft / record.artefact)
         if blocks is not None:
-            blocks.write(blocks_path(draft / record.artefact))
+            blocks.write(blocks_path(draft / record.artefact), durable=False)  # it is synced with the folder
         if trace is not None:
             _save(trace, draft / record.trace_name)
-        write(draft, record, signer)
+        write(draft, record, signer, durable=False)
         remove_tree(target)
-        publish(draft, target)
+        if durable:
+            publish(draft, target)
+        else:
+            draft.rename(target)
     return target / record.artefact
 
 
@@ -140,7 +143,7 @@ def publish_artefact(kept: Path, record: Record, folder: Path, work: Path, *, si
             publish(kept, artefact)
             for path in (blocks_path(artefact), folder / record.trace_name):
                 with suppress(FileNotFoundError):
-                    kept.with_name(path.name).rename(path)
+                    publish(kept.with_name(path.name), path)
             write(folder, record, signer)
         except BaseException:
             for path in _files(artefact):

@@ -157,10 +157,10 @@ def test_the_trace_appears_with_the_record_that_names_it(tmp_path: Path, monkeyp
 
     write = records_folder.write
 
-    def full(folder: Path, *more: Any) -> Path:
+    def full(folder: Path, *more: Any, **how: Any) -> Path:
         if folder == tmp_path:
             raise DiskFull("no room for the record")
-        return write(folder, *more)
+        return write(folder, *more, **how)
 
     monkeypatch.setattr(records_folder, "write", full)
     with pytest.raises(DiskFull):

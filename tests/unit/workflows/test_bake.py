@@ -99,7 +99,7 @@ def test_the_record_is_written_once_with_its_trace(tmp_path: Path, monkeypatch: 
         steps.append("prepare")
         return replace(built, trace=trace)
 
-    def write(folder: Path, made: records.Record, _signer: object) -> Path:
+    def write(folder: Path, made: records.Record, *_: object, **__: object) -> Path:
         steps.append("write")
         assert made.trace is not None
         assert (folder / made.trace_name).exists()

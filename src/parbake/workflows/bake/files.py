@@ -96,8 +96,9 @@ class FileSteps:
         if not self.verifying:
             interrupts.hold()  # it appears at once
         kept = records.keep(
-            disk.path, record, bake.output, self.work, blocks=blocks, trace=disk.trace, signer=bake.run.signer
-        )
+            disk.path, record, bake.output, self.work,
+            blocks=blocks, trace=disk.trace, signer=bake.run.signer, durable=self.verifying,
+        )  # fmt: skip
         if not bake.options.keep_workspace:
             remove_tree(work)  # a verification needs its room
         return BakeResult(kept, record, changed=True, state=state(kept))
