@@ -2,8 +2,9 @@
 
 It reads one small file (see ``State`` in ``hydrate.py``) and patches the status of one node, from a pod with no other
 right. ``Hydrating`` is true while something is still to come, and false as soon as nothing is, however that ended: who
-waits, waits for that. ``Hydrated`` says whether all of it came. Whatever fails is logged and tried again: nothing waits
-for this program itself. For ``python3 -I``, 3.9 or later, alone; without a change it writes every five minutes.
+waits, waits for that. ``Hydrated`` says whether all of it came. What starts read besides, where the node has found out
+(``misses.py``), goes into the log. Whatever fails is logged and tried again: nothing waits for this program itself.
+For ``python3 -I``, 3.9 or later, alone; without a change it writes every five minutes.
 
 Sources: Kubernetes' API reference, Node v1 (conditions merge by their type); accessing the API from within a pod.
 """
@@ -94,7 +95,10 @@ def told(state):
     known = ((state, "blocks loaded"), (files_of(state), "files in memory"))
     words = []
     for figures, what in known:
-        done, wanted = figures.get("bytes"), figures.get("wanted")
+        done, wanted = (
+            figures.get("resident", figures.get("bytes")),
+            figures.get("wanted"),
+        )  # what stayed, if it says so
         if isinstance(done, int) and isinstance(wanted, int):
             words.append(f"{done >> 20} of {wanted >> 20} MiB of {what}")
     return ", ".join(words)[:300] or "nothing loaded"

@@ -71,8 +71,11 @@ def test_pods_wait_while_something_is_to_come_and_for_nothing_else(
     assert found[:3] == (hydrating, hydrated, reason)
 
 
+FILES = {"bytes": 6 << 20, "wanted": 6 << 20, "resident": 5 << 20}
+
+
 def test_conditions_say_what_has_been_loaded_and_since_when() -> None:
-    state = {**DONE, "bytes": 300 << 20, "wanted": 300 << 20, "prefetch": {"bytes": 5 << 20, "wanted": 6 << 20}}
+    state = {**DONE, "bytes": 300 << 20, "wanted": 300 << 20, "prefetch": FILES}
     since, now = "2026-12-03T09:00:00Z", "2026-12-03T09:05:00Z"
     hydrating, hydrated = PROGRAM.conditions(PROGRAM.judged(state, NOW, expected=False), since, now)
     assert hydrated == {
