@@ -163,7 +163,7 @@ def test_what_a_user_asked_for_is_an_error_and_no_warning_where_it_cannot_be(
     [
         (["bake", "--no-rehearse"], "--no-rehearse for none"),
         (["bake", "--trace", "node.trace"], "--trace for none"),
-        (["trace", "RECORD", "--trace", "node.trace"], "--trace for none"),
+        (["trace", "RECORD", "--trace", "node.trace"], "--trace and --misses for none"),
         (["trace", "/"], "nothing is started on a device"),
         (["bake", "--rehearse-in", "cloud"], "cloud"),
     ],
