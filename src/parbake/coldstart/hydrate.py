@@ -11,22 +11,23 @@ from parbake.core.workspace import room_for
 
 LIST = "etc/parbake/hydrate.list"
 FILES = "etc/parbake/prefetch.list"
-_PROGRAM = "usr/lib/parbake/hydrate.py"
+PROGRAMS = ("hydrate.py", "pagecache.py")
+"""What runs there: the first, and what it imports from the folder in which it lies."""
+_PROGRAMS = "usr/lib/parbake"
 _UNIT = "etc/systemd/system/parbake-hydrate.service"
 _WANTED = "etc/systemd/system/sysinit.target.wants/parbake-hydrate.service"
 
+_FILE = """\
+base64 -d <<'END' | gzip -d >/run/parbake/{name}
+{packed}
+END
+"""
 _USER_DATA = """\
 #cloud-boothook
 #!/bin/sh
 # Loads the blocks that baked images need, beside the rest of the boot. Written by parbake; goes first in user data.
 mkdir -p /run/parbake
-base64 -d <<'END' | gzip -d >/run/parbake/hydrate.py
-{program}
-END
-base64 -d <<'END' | gzip -d >/run/parbake/hydrate.list
-{list}
-END
-hydrate() {{
+{files}hydrate() {{
   systemd-run --no-block --collect --unit=parbake-hydrate --property=DefaultDependencies=no "$@" \\
     python3 -u /run/parbake/hydrate.py --list /run/parbake/hydrate.list
 }}
@@ -37,16 +38,17 @@ exit 0
 
 
 _EXPORTED = (
-    "hydrate.py", "misses.py", "parbake-hydrate.service", "parbake-misses.service", "parbake-misses.timer",
+    *PROGRAMS, "misses.py", "parbake-hydrate.service", "parbake-misses.service", "parbake-misses.timer",
     "Containerfile", "daemonset.yaml",
 )  # fmt: skip
 
 
 def user_data(hydrate_list: str) -> str:
     """Return user data that hydrates a volume: the program and its list, to be the first part of a node's. Pure."""
-    program = short("hydrate.py").encode()
+    texts = {**{name: short(name) for name in PROGRAMS}, "hydrate.list": hydrate_list}
+    files = "".join(_FILE.format(name=name, packed=packed(text.encode())) for name, text in texts.items())
     words = " ".join(f"--property={shlex.quote(line)}" for line in confinement())
-    return _USER_DATA.format(program=packed(program), list=packed(hydrate_list.encode()), confined=words)
+    return _USER_DATA.format(files=files, confined=words)
 
 
 def confinement() -> tuple[str, ...]:
@@ -60,8 +62,8 @@ def export(folder: Path, hydrate_list: str, prefetch_list: str = "") -> tuple[Pa
     """Write all that a node needs to hydrate a volume into a folder, and return the files. Raises DiskFull.
 
     ``hydrate.list`` and ``prefetch.list`` (for those who do not see the volume's root, where one lies as well);
-    ``hydrate.py`` with its systemd unit, ``misses.py`` with a timer; ``user-data.sh`` with program and blocks inside;
-    a Containerfile for a Bottlerocket bootstrap container, and a DaemonSet.
+    ``hydrate.py`` with what it imports and its systemd unit, ``misses.py`` with a timer; ``user-data.sh`` with programs
+    and blocks inside; a Containerfile for a Bottlerocket bootstrap container, and a DaemonSet.
     """
     files = {name: node_file(name).read_text() for name in _EXPORTED}
     files |= {"hydrate.list": hydrate_list, "prefetch.list": prefetch_list, "user-data.sh": user_data(hydrate_list)}
@@ -87,7 +89,7 @@ def install(root: Path, hydrate_list: str, prefetch_list: str = "") -> bool:
     texts = {
         LIST: hydrate_list,
         FILES: prefetch_list,
-        _PROGRAM: node_file("hydrate.py").read_text(),
+        **{f"{_PROGRAMS}/{name}": node_file(name).read_text() for name in PROGRAMS},
         _UNIT: node_file("parbake-hydrate.service").read_text(),
     }
     for name, text in texts.items():
@@ -99,5 +101,5 @@ def install(root: Path, hydrate_list: str, prefetch_list: str = "") -> bool:
     link.parent.mkdir(parents=True, exist_ok=True)
     link.unlink(missing_ok=True)
     link.symlink_to(f"/{_UNIT}")
-    label(root, [*(inside(root, name).parent for name in (LIST, _PROGRAM)), inside(root, _UNIT), link.parent])
+    label(root, [inside(root, LIST).parent, inside(root, _PROGRAMS), inside(root, _UNIT), link.parent])
     return True

@@ -1,10 +1,10 @@
 """Bring what a start reads onto the node, in its order, many requests at a time, before anything else asks for it.
 
 First the blocks of a list, past the page cache: a cold volume loads them. Once the file system is mounted, what starts
-read of its files goes into the page cache, as far as there is memory for it.
+read of its files goes into the page cache, as far as there is memory for it, and stays there until the images are up.
 
 Meanwhile a small file tells how far it is (``State``), for whoever wants to wait. Whatever is wrong is logged, and the
-exit code is 0: a node boots without. For ``python3 -u``, 3.9 or later, alone.
+exit code is 0: a node boots without. For ``python3 -u``, 3.9 or later, alone but for what lies beside it.
 """
 
 import argparse
@@ -21,6 +21,8 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
+from pagecache import Held, hold
+
 VERSION = 1  # of the state file
 BLOCK, ALIGN = 512 << 10, 4096
 SUPERBLOCKS = ((1024 + 56, b"\x53\xef", 1024 + 104), (0, b"XFSB", 32))  # ext4, xfs: where, magic, where the UUID is
@@ -33,6 +35,7 @@ OPTIONS = (
     ("--files", "", "the files to read into memory; without it, the list that lies in the file system itself"),
     ("--memory", 50, "percent of the available memory that files may take; 0: none is read"),
     ("--mounted", 120.0, "seconds to wait for the file system's being mounted"),
+    ("--hold", 600.0, "seconds to look after what is in memory, if its images are not up before; 0: not at all"),
     ("--in-flight", 32, "requests at a time"),
     ("--touch", 0, "read so many bytes of each range; 0: one page where that loads all of it, else all"),
     ("--wait", 30.0, "seconds to wait for the device"),
@@ -311,7 +314,7 @@ def ask(handle, ranges):
             raise FileNotFoundError("it ends before that")
 
 
-def fetch(device, root, pending, threads, done):
+def fetch(device, root, pending, threads, done, held=None):
     """Do jobs, some at a time, until memory gets tight; keep the figures in ``done``, and return whether it did.
 
     What the boot has replaced, or has mounted something over, is gone, and no error.
@@ -334,6 +337,8 @@ def fetch(device, root, pending, threads, done):
                 handle = os.dup(disk) if path is None else open_below(root, path)
                 try:
                     ask(handle, ranges)
+                    if held:
+                        held.add(handle, ranges)
                 finally:
                     os.close(handle)
             except OSError as error:
@@ -355,22 +360,30 @@ def fetch(device, root, pending, threads, done):
 
 
 def prefetch(options, device, uuid, done):
-    """Bring what starts read of the files on a device into the page cache; keep the figures in ``done``."""
+    """Bring what starts read of the files on a device into the page cache; keep the figures in ``done``.
+
+    Return what is to be looked after, None for nothing.
+    """
+    held = None
     try:
         confine(CAP_DAC_READ_SEARCH)
         mounted = find_mount(Path(device).stat().st_rdev, options.mounted)
         if mounted is None:
             done["state"] = "no-mount"
         else:
-            prefetch_below(options, device, uuid, *mounted, done)
+            held = prefetch_below(options, device, uuid, *mounted, done)
     except Exception as error:  # noqa: BLE001 - whatever it is, the node starts without
         print(f"prefetch: nothing more is read: {type(error).__name__}: {error}")
         done["state"] = "failed"
     print(f"prefetch: {done.get('bytes', 0) >> 20} MiB in memory ({json.dumps(done)})")
+    return held
 
 
 def prefetch_below(options, device, uuid, root, below, done):
-    """Prefetch where the file system is mounted: ``root`` is its folder ``below``, open."""
+    """Prefetch where the file system is mounted: ``root`` is its folder ``below``, open.
+
+    Return what is to be looked after, None for nothing.
+    """
     after, began = uptime(), time.monotonic()
     data = b""
     if options.files:
@@ -381,17 +394,19 @@ def prefetch_below(options, device, uuid, root, below, done):
             data = data or read_below(root, place)
     if not data:  # a volume that was not rehearsed has an empty one
         done["state"] = "no-list"
-        return
+        return None
     head, metadata, files = read_files(data)
     if head.get("uuid") != uuid:
         done["state"] = "foreign-list"
-        return
+        return None
     wanted = sum(length for _, length in metadata) + sum(length for _, ranges in files for _, length in ranges)
     most = room(options.memory)
     done.update(wanted=wanted, started_after=after)
-    tight = fetch(device, root, jobs(metadata, files, below, most), options.in_flight, done)
+    held = Held(path for path, _ in files) if options.hold > 0 else None
+    tight = fetch(device, root, jobs(metadata, files, below, most), options.in_flight, done, held)
     state, seconds = "tight" if tight else "bounded" if most < wanted else "done", round(time.monotonic() - began, 3)
     done.update(state=state, left=max(0, wanted - done["bytes"]), seconds=seconds)
+    return None if tight else held
 
 
 def hydrate(options, state):
@@ -417,18 +432,36 @@ def hydrate(options, state):
     ended, seconds = "short-disk" if end < int(head.get("size") or 0) else "done", round(time.monotonic() - marks[0], 3)
     done.update(state=ended, seconds=seconds)
     print(f"hydrate: {done['bytes'] >> 20} MiB of {device} read in {seconds:.1f} s, {done['errors']} errors ({ended})")
+    held = None
     if fetched:
         state.enter("prefetching")
-        fetched.result()
+        held = fetched.result()
+    if held:
+        held.look(state.files)
     state.enter("done")
-    if options.rest:
-        os.nice(19)  # and the disks' class "idle" (ioprio_set(2)): threads to come inherit both
-        ctypes.CDLL(None).syscall({"x86_64": 251, "aarch64": 30}.get(os.uname().machine, -1), 1, 0, 3 << 13)
-        began, known = time.monotonic(), {offset for offset, _ in ranges}
-        rest, _ = read_all(device, ((at, BLOCK) for at in range(0, end, BLOCK) if at not in known), 4)
-        done.update(rest_bytes=rest["bytes"], rest_seconds=round(time.monotonic() - began, 3))
-        print(f"hydrate: read the other {rest['bytes'] >> 20} MiB in {done['rest_seconds']:.0f} s")
+    rest = beside.submit(read_rest, device, ranges, end, done) if options.rest else None
+    if held:
+        os.nice(10)  # pods start meanwhile
+        hold(held, options.hold, state.files, lambda: memory()[1])
         state.write()
+    if rest:
+        rest.result()
+        state.write()
+
+
+def idle():
+    """Have this thread and those that it starts go after all others, at the processor and (ioprio_set(2)) the disk."""
+    os.nice(19)
+    ctypes.CDLL(None).syscall({"x86_64": 251, "aarch64": 30}.get(os.uname().machine, -1), 1, 0, 3 << 13)
+
+
+def read_rest(device, ranges, end, done):
+    """Read what is not in ``ranges`` of a device, after all others."""
+    idle()
+    began, known = time.monotonic(), {offset for offset, _ in ranges}
+    rest, _ = read_all(device, ((at, BLOCK) for at in range(0, end, BLOCK) if at not in known), 4)
+    done.update(rest_bytes=rest["bytes"], rest_seconds=round(time.monotonic() - began, 3))
+    print(f"hydrate: read the other {rest['bytes'] >> 20} MiB in {done['rest_seconds']:.0f} s")
 
 
 def main():

@@ -43,7 +43,7 @@ def hydrate(folder: Path, text: str, *options: str) -> tuple[dict[str, Any], str
     (folder / "list").write_text(text)
     (folder / "state").unlink(missing_ok=True)
     command = [sys.executable, "-u", str(node_file("hydrate.py")), "--list", str(folder / "list"), "--wait", "0"]
-    command += ["--state", str(folder / "state"), "--mounted", "0", *options]
+    command += ["--state", str(folder / "state"), "--mounted", "0", "--hold", "0", *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     return json.loads((folder / "state").read_text()), done.stdout

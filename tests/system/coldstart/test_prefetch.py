@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any, Literal
 
 import pytest
 
+from bench.reclaim import Group, reclaimable
 from parbake.coldstart.rehearsal.volume import identify
 from parbake.coldstart.trace import (
     Part,
@@ -26,6 +29,7 @@ from parbake.coldstart.trace import (
 )
 from parbake.core import run
 from parbake.core.events import Events
+from parbake.core.nodefiles import node_file
 from parbake.machine import disk
 from parbake.machine.ext4 import PREFETCH
 from tests.system.coldstart.test_hydrate import hydrate
@@ -130,26 +134,73 @@ def hot(store: Store, at: Path) -> dict[Path, int]:
     }
 
 
+@contextmanager
+def holding(
+    folder: Path, blocks: str, *options: str, group: Group | None = None
+) -> Iterator[Callable[[], dict[str, Any]]]:
+    """Run the program, and yield what it tells as soon as it looks after what it has read."""
+    (folder / "list").write_text(blocks)
+    state = folder / "state"
+    command = [sys.executable, "-u", str(node_file("hydrate.py")), "--list", str(folder / "list"), "--wait", "0"]
+    command += ["--state", str(state), "--mounted", "0", *options]
+
+    def told() -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(state.read_text()) if state.exists() else {}
+        return found
+
+    with run.Process(group.running(command) if group else command, log=folder / "log") as process:
+        deadline = run.Deadline(60.0, "the prefetch")
+        while told().get("prefetch", {}).get("held") != "yes":
+            process.check_alive()
+            deadline.sleep(0.02)
+        yield told
+
+
+def whole(wanted: dict[Path, int]) -> dict[Path, int]:
+    """Return what is in memory, once that is all of it: a kernel may be at taking something back."""
+    deadline = run.Deadline(30.0, "what a start reads is in memory")
+    while (found := {path: resident(path) for path in wanted}) != wanted and deadline.left:
+        deadline.sleep(0.1)
+    return found
+
+
 def test_what_a_start_reads_is_in_memory_and_nothing_else(store: Store, tmp_path: Path) -> None:
+    """For as long as it is looked after: a kernel takes pages back that nobody uses (DAMON, within a minute)."""
     with on_a_node(store, tmp_path) as (device, at):
-        assert sum(resident(path) for path in hot(store, at)) == 0
-        told, said = hydrate(tmp_path, hydrate_list(store.trace), "--metrics", str(tmp_path / "prom"))
         wanted = hot(store, at)
-        found = {path: resident(path) for path in wanted}
-        with Recorder(device_of(device)) as recorder:
-            for path in wanted:
-                if path.name != "large":
-                    path.read_bytes()
+        assert sum(resident(path) for path in wanted) == 0
+        with holding(tmp_path, hydrate_list(store.trace), "--metrics", str(tmp_path / "prom")) as told:
+            found = whole(wanted)
+            with Recorder(device_of(device)) as recorder:
+                for path in wanted:
+                    if path.name != "large":
+                        path.read_bytes()
+            figures = told()["prefetch"]
         assert len(wanted) >= 200 + 1 + 1 + len(HOSTILE)
         assert found == wanted
         assert sum(read.length for read in recorder.reads) == 0  # neither data nor metadata
         assert found[at / "fs/large"] < 1 * MIB
-    assert (told["prefetch"]["state"], told["prefetch"]["errors"], told["prefetch"]["left"]) == ("done", 0, 0)
-    assert told["prefetch"]["files"] == len(wanted)
-    assert told["prefetch"]["bytes"] >= sum(wanted.values())
-    assert "prefetch: " in said
+    assert (figures["state"], figures["errors"], figures["left"]) == ("done", 0, 0)
+    assert figures["files"] == len(wanted)
+    assert figures["bytes"] >= sum(wanted.values())
+    assert figures["resident"] >= sum(wanted.values())
+    assert "prefetch: " in (tmp_path / "log").read_text()
     assert 'parbake_prefetch_state{state="done"} 1\n' in (tmp_path / "prom").read_text()
-    assert f"parbake_prefetch_bytes {told['prefetch']['bytes']}\n" in (tmp_path / "prom").read_text()
+    assert f"parbake_prefetch_bytes {figures['bytes']}\n" in (tmp_path / "prom").read_text()
+    assert "parbake_prefetch_reads_left " in (tmp_path / "prom").read_text()
+
+
+def test_what_a_kernel_takes_back_is_there_again_until_the_image_is_up(store: Store, tmp_path: Path) -> None:
+    with on_a_node(store, tmp_path) as (_, at), reclaimable() as group:
+        wanted = hot(store, at)
+        with holding(tmp_path, hydrate_list(store.trace), group=group) as told:
+            taken = group.take_back(0.9)
+            deadline = run.Deadline(30.0, "what is gone is noticed")
+            while told()["prefetch"]["again"] == 0 and deadline.left:
+                deadline.sleep(0.1)
+            assert whole(wanted) == wanted
+            assert told()["prefetch"]["again"] > 0
+    assert taken > sum(wanted.values()) // 4
 
 
 def test_it_waits_for_the_mount_and_then_begins(store: Store, tmp_path: Path) -> None:

@@ -36,16 +36,20 @@ LIST = (
 
 @pytest.fixture(scope="module")
 def program() -> ModuleType:
+    """The node's program, with what lies beside it."""
     spec = importlib.util.spec_from_file_location("hydrate", node_file("hydrate.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(node_file("hydrate.py").parent))
+        spec.loader.exec_module(module)
     return module
 
 
-def test_it_is_small_and_speaks_an_old_python() -> None:
-    text = node_file("hydrate.py").read_text()
+@pytest.mark.parametrize("name", hydrate.PROGRAMS)
+def test_it_is_small_and_speaks_an_old_python(name: str) -> None:
+    text = node_file(name).read_text()
     assert len(text.splitlines()) < 500
     ast.parse(text, feature_version=(3, 9))
 
@@ -126,7 +130,7 @@ def test_it_finds_out_whether_one_touch_loads_a_block(
     path = tmp_path / "list"
     trace = Trace(size=1 << 30, parts=(Part(name="a", reads=tuple(Read(0, n << 10, 8) for n in range(ranges))),))
     path.write_text(hydrate_list(trace))
-    options = argparse.Namespace(list=str(path), wait=0.0, touch=touch, in_flight=32, rest=False, memory=0)
+    options = argparse.Namespace(list=str(path), wait=0.0, touch=touch, in_flight=32, rest=False, memory=0, hold=0.0)
     state = program.State()
     program.hydrate(options, state)
     assert (state.head["phase"], state.blocks["state"]) == ("done", "done")
@@ -168,7 +172,7 @@ def test_its_state_tells_each_phase_and_how_far_it_is(
     for replaced in (find_device, read_all, prefetch):
         monkeypatch.setattr(program, replaced.__name__, replaced)
     options = argparse.Namespace(
-        list=str(tmp_path / "list"), wait=0.0, touch=0, in_flight=1, rest=False, memory=50, mounted=0.0
+        list=str(tmp_path / "list"), wait=0.0, touch=0, in_flight=1, rest=False, memory=50, mounted=0.0, hold=0.0
     )
     program.hydrate(options, state)
     look()
@@ -232,6 +236,7 @@ def test_the_program_holds_no_capability_and_can_get_only_that_to_read(tmp_path:
     """Seen from inside, after it has begun: root stays root, who owns the disks."""
     script = (
         "import runpy, sys\n"
+        f"sys.path.insert(0, {str(node_file('hydrate.py').parent)!r})\n"
         f"hydrate = runpy.run_path({str(node_file('hydrate.py'))!r})\n"
         "hydrate['main'].__globals__['hydrate'] = lambda *_: print(open('/proc/self/status').read())\n"
         f"sys.argv[1:] = ['--state', {str(tmp_path / 'state')!r}]\n"
@@ -306,11 +311,14 @@ def test_user_data_holds_program_and_list() -> None:
     assert text.startswith("#cloud-boothook\n#!/bin/sh\n")
     parts = re.findall(r"<<'END' \| gzip -d >(\S+)\n(.*?)\nEND\n", text, re.DOTALL)
     found = {path: gzip.decompress(base64.b64decode(packed)).decode() for path, packed in parts}
-    assert set(found) == {"/run/parbake/hydrate.py", "/run/parbake/hydrate.list"}
+    assert set(found) == {f"/run/parbake/{name}" for name in (*hydrate.PROGRAMS, "hydrate.list")}
     assert found["/run/parbake/hydrate.list"] == LIST
-    program, whole = found["/run/parbake/hydrate.py"], node_file("hydrate.py").read_text()
-    assert without_docstrings(program) == without_docstrings(whole), "it is the same program without what people read"
-    assert len(program) < 0.9 * len(whole)
+    for name in hydrate.PROGRAMS:
+        program, whole = found[f"/run/parbake/{name}"], node_file(name).read_text()
+        assert without_docstrings(program) == without_docstrings(whole), (
+            "it is the same program without what people read"
+        )
+        assert len(program) < 0.9 * len(whole)
     assert len(text) < limits.USER_DATA_LIMIT
     assert user_data(LIST) == text
 

@@ -20,7 +20,7 @@ def meaning(text: str) -> str:
     return ast.dump(tree)
 
 
-@pytest.mark.parametrize("name", ["hydrate.py", "cri.py", "prove.py"])
+@pytest.mark.parametrize("name", ["hydrate.py", "pagecache.py", "cri.py", "prove.py"])
 def test_a_short_program_is_the_same_program(name: str) -> None:
     text = node_file(name).read_text()
     assert meaning(short(name)) == meaning(text)

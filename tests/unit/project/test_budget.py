@@ -18,7 +18,7 @@ LINES = {
     "fleet": 6250,
     "images": 8500,
     "machine": 6100,
-    "node": 1595,
+    "node": 1740,
     "records": 2725,
     "rollouts": 5240,
     "verify": 1735,
