@@ -180,6 +180,16 @@ class Bakefile(Section):
             )
         return value
 
+    @check("builder")
+    @classmethod
+    def _bakes_parts(cls, value: str, info: ValidationInfo) -> str:
+        if BUILDERS[value].on_instance and any(entry.layers for entry in info.data.get("images") or ()):
+            raise wrong(
+                f"{value} lets an instance pull, and no registry serves the lowest `layers` of an image",
+                "write builder: ebs, or remove `layers`",
+            )
+        return value
+
     @check("platform")
     @classmethod
     def _remember(cls, value: Platform, info: ValidationInfo) -> Platform:

@@ -313,7 +313,9 @@ class ImageEntry(Section):
     """Store the image under name@sha256:… too, for pods that ask for the digest, as admission webhooks let them."""
     startup: Annotated[Startup, Via(StartupSection, StartupSection.startup)] | None = None
     """How verification starts it. Default: the image's own command must run for a second."""
-
+    layers: Annotated[int, Field(ge=1)] | None = None
+    """Bake only so many of its layers, the lowest, for whatever begins with them; nodes fetch the rest. The image
+    itself is then not there, and proofs do not start it; `parbake coverage` shows what that saves. Default: all."""
     signed_by: Annotated[PublicKeyFile | None, Field(validate_default=True)] = None
     """A PEM file with the public key (Ed25519, or ECDSA on P-256) that must have signed the image, as `cosign sign
     --key` does. It is checked before anything else is decided."""
@@ -351,6 +353,14 @@ class ImageEntry(Section):
                 f"{reference} can only be built: no registry has `localhost` without a port",
                 "add build: {context: FOLDER}, or name the registry's port",
             )
+        return value
+
+    @check("layers")
+    @classmethod
+    def _starts_nothing(cls, value: int | None, info: ValidationInfo) -> int | None:
+        for key in ("build", "startup"):
+            if value and info.data.get(key):
+                raise wrong(f"a part of an image is neither built nor started, and there is `{key}`", f"remove {key}")
         return value
 
     @check("signed_by")

@@ -21,6 +21,7 @@ from parbake.containerd import Daemon
 from parbake.containerd.skeleton import STAGING
 from parbake.core.errors import ArtefactFull, BadBase, DiskFull, Interrupted, ParbakeError
 from parbake.core.model import MIB, Plan
+from parbake.core.plan import title
 from parbake.core.run import need, need_root
 from parbake.core.workspace import remove_tree
 from parbake.machine import disk
@@ -136,7 +137,7 @@ def _write_ext4(
     blobs.mkdir(exist_ok=True)
     with (
         _telling_full_artefact(plan, ingredients.work),
-        events.stage("fill", f"Fill the volume ({', '.join(str(image.reference) for image in plan.all_images)})"),
+        events.stage("fill", f"Fill the volume ({', '.join(title(image) for image in plan.all_images)})"),
         Volume(volume) as writer,
     ):
         layers = {layer.chain_id: layer.size for image in plan.all_images for layer in image.layers}
@@ -217,7 +218,7 @@ def _fill_store(root: Path, plan: Plan, ingredients: Ingredients, *, sandbox: st
     events, staging = ingredients.events, root / STAGING
     with (
         _telling_full_artefact(plan, ingredients.work),
-        events.stage("fill", f"Fill the store ({', '.join(str(image.reference) for image in plan.all_images)})"),
+        events.stage("fill", f"Fill the store ({', '.join(title(image) for image in plan.all_images)})"),
         Daemon(root, ingredients.work / "containerd") as daemon,
         daemon.client() as client,
         held(client, plan.key) as store,

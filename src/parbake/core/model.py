@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from parbake.core.errors import InputError
-from parbake.core.printable import writable
+from parbake.core.printable import bounded
 from parbake.core.reference import Reference
 
 KIB = 1 << 10
@@ -213,7 +213,8 @@ class Image(Frozen):
     ``target`` is what the name points to (an index or a manifest), ``manifest`` the platform's manifest; they are equal
     when the name points straight to a manifest. ``layout`` is the path of a local OCI layout that holds the content
     instead of the registry (images that were built here and never pushed). ``order`` is its place in the Bakefile:
-    nodes start first what stands first.
+    nodes start first what stands first. ``part_of`` is the image of which these are the lowest layers alone, under a
+    name that no pod asks for (None: it is whole).
     """
 
     reference: Reference
@@ -226,6 +227,7 @@ class Image(Frozen):
     layout: str = ""
     also_by_digest: bool = False
     order: int = Field(default=0, ge=0)
+    part_of: Reference | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -300,11 +302,12 @@ class Artefact(Frozen):
         return "raw" if self.in_cloud else self.format
 
 
+_IMAGES = {**dict.fromkeys(("startup", "layout", "order", "part_of"), True), "layers": {"__all__": {"raw_size"}}}
 # What a plan holds for people or for later steps, without any effect on the artefact's content.
 _NOT_IN_KEY: dict[str, Any] = {
     "base": {"path", "size", "variant"},
-    "images": {"__all__": {"startup": True, "layout": True, "order": True, "layers": {"__all__": {"raw_size"}}}},
-    "sandbox": {"startup": True, "layout": True, "order": True, "layers": {"__all__": {"raw_size"}}},
+    "images": {"__all__": _IMAGES},
+    "sandbox": _IMAGES,
     "size_is_fixed": True,
 }
 
@@ -348,6 +351,11 @@ class Plan(Frozen):
         return self.images if self.sandbox is None else (*self.images, self.sandbox)
 
     @property
+    def whole_images(self) -> tuple[Image, ...]:
+        """The images that pods can start: not those of which there are the lowest layers alone."""
+        return tuple(image for image in self.images if image.part_of is None)
+
+    @property
     def startups(self) -> dict[str, Startup]:
         """How each image is started, by reference."""
         return {str(image.reference): image.startup or Startup() for image in self.images}
@@ -378,14 +386,7 @@ class HydrateFigures(Frozen):
     prefetch: dict[str, str | float] = Field(default_factory=dict)
 
 
-_LONGEST_TOLD = 64 << 10  # characters
-
-
-def _told(text: object) -> object:
-    return writable(text[:_LONGEST_TOLD]) if isinstance(text, str) else text
-
-
-Told = Annotated[str, BeforeValidator(_told)]
+Told = Annotated[str, BeforeValidator(bounded)]
 """What a machine says that is verified: a record can hold it, whatever and however much it is."""
 
 

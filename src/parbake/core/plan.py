@@ -42,12 +42,21 @@ def _distinct_layers(images: Sequence[Image]) -> list[Layer]:
     return list({layer.chain_id: layer for image in images for layer in image.layers}.values())
 
 
+def _raw_size(layer: Layer) -> int:
+    return layer.raw_size or int(layer.size * _UNKNOWN_RATIO)
+
+
+def snapshot_size(layer: Layer) -> int:
+    """Return the bytes that a layer's snapshot takes in a bake: an estimate where the registry gave no hint."""
+    return int(_raw_size(layer) * _FILESYSTEM_SHARE)
+
+
 def measure(images: Sequence[Image], *, keep_layers: bool) -> Sizes:
     """Add up what the images will take."""
     layers = _distinct_layers(images)
     blobs = {layer.digest: layer.size for layer in layers}
     documents = sum(image.manifest.size + image.config.size for image in images)
-    raw = sum(layer.raw_size or int(layer.size * _UNKNOWN_RATIO) for layer in layers)
+    raw = sum(map(_raw_size, layers))
     baked = int(raw * _FILESYSTEM_SHARE) + documents + (sum(blobs.values()) if keep_layers else 0)
     return Sizes(
         transfer=sum(blobs.values()) + documents,
@@ -101,9 +110,14 @@ def make_plan(
     )
 
 
+def title(image: Image) -> str:
+    """Return what people call an image: its reference, or whose lowest layers it is. Pure."""
+    return f"{image.part_of} (lowest {len(image.layers)} layers)" if image.part_of else str(image.reference)
+
+
 def starting(plan: Plan) -> tuple[Image, ...]:
-    """Return a plan's images in the order in which nodes start them: that of the Bakefile. Pure."""
-    return tuple(sorted(plan.images, key=lambda image: image.order))
+    """Return what nodes start of a plan, in the Bakefile's order: whole images. Pure."""
+    return tuple(sorted(plan.whole_images, key=lambda image: image.order))
 
 
 def larger(plan: Plan, *, bomb: bool) -> Plan | None:

@@ -57,3 +57,11 @@ def _escaped(text: str) -> str:
 def writable(text: str) -> str:
     """Return text that a file takes: JSON of others may hold halves of characters, which UTF-8 has not."""
     return text.encode(errors="replace").decode()
+
+
+_LONGEST = 64 << 10  # characters
+
+
+def bounded(text: object) -> object:
+    """Return a text as one of at most 64 Ki characters that a record can hold; what is no text as it is."""
+    return writable(text[:_LONGEST]) if isinstance(text, str) else text

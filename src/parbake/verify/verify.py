@@ -57,11 +57,12 @@ class ImageToVerify:
 
 
 def images_of(plan: Plan) -> tuple[ImageToVerify, ...]:
-    """Return what a plan promises: its images are started, further names and the sandbox image only looked up. Pure."""
+    """Return what a plan promises: its whole images are started, all else is only looked up. Pure."""
     found = []
     for image in plan.images:
         first, *further = image.names
-        found.append(ImageToVerify(str(image.reference), first, image, image.startup or Startup()))
+        startup = None if image.part_of else image.startup or Startup()
+        found.append(ImageToVerify(str(image.reference), first, image, startup))
         found += [ImageToVerify(name, name, image, None) for name in further]
     if plan.sandbox is not None:
         found.append(ImageToVerify(str(plan.sandbox.reference), plan.sandbox.names[0], plan.sandbox, None))

@@ -57,12 +57,13 @@ def program() -> str:
 def subject(image: Image, plan: Plan) -> dict[str, Any]:
     """Return what the program is told of an image."""
     is_sandbox = image == plan.sandbox
+    starts = not is_sandbox and image.part_of is None
     return {
         "names": list(image.names),
         "target": image.target.digest[:_TOLD],
         "config": image.config.digest[:_TOLD],
         "sandbox": is_sandbox,
-        "start": None if is_sandbox else (image.startup or Startup()).model_dump(mode="json"),
+        "start": (image.startup or Startup()).model_dump(mode="json") if starts else None,
     }
 
 
@@ -109,7 +110,7 @@ def prove_docker(machine: Machine, plan: Plan | None, events: Events) -> Iterato
     Raises MachineError where the machine cannot tell.
     """
     if plan:
-        told = [(image.target.digest, subject(image, plan)) for image in plan.images]
+        told = [(image.target.digest, subject(image, plan)) for image in plan.whole_images]
     else:
         told = [("", each) for each in all_subjects(machine)]
     machine.guest.check(["sh", "-c", f"mkdir -p {_FOLDER} && cat >{_FOLDER}/prove.py"], stdin=program().encode())

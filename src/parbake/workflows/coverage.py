@@ -111,7 +111,8 @@ def ask(record: Record, references: Iterable[Reference], bakefile: Bakefile | No
 
 def own(record: Record) -> tuple[Reference, ...]:
     """Return what the images of a bake are called in registries; raises InputError where they were all built here."""
-    found = tuple(image.reference for image in record.plan.images if not image.reference.is_local)
+    names = (image.part_of or image.reference for image in record.plan.images)
+    found = tuple(name for name in names if not name.is_local)
     if not found:
         raise InputError(
             f"the images of {record.artefact} are in no registry: no name of theirs can mean something else by now",
@@ -135,7 +136,7 @@ def asking(bakes: Iterable[Bake], look_up: LookUp) -> tuple[Bake, ...]:
 
 def between(record: Record, others: Sequence[Record]) -> Covered:
     """Return what nodes with a bake fetch of other bakes' images: what a deployment in between costs a node."""
-    images = {image.reference: image for other in others for image in other.plan.images}
+    images = {image.reference: image for other in others for image in other.plan.whole_images}
     return _covered(record, images.items())
 
 

@@ -158,7 +158,7 @@ def _asked(
     used: Iterable[BakeInUse], bakefile: Bakefile | None, events: Events
 ) -> tuple[tuple[ServedImage, ...], tuple[str, ...]]:
     """Ask registries, with HEAD, of each image in use; return the answers, and the registries that gave none."""
-    wanted = [(each.record, image) for each in used for image in each.record.plan.images]
+    wanted = [(each.record, image) for each in used for image in each.record.plan.whole_images]
     wanted = [(record, image) for record, image in wanted if not (image.layout or image.reference.is_local)]
     silent: dict[str, None] = {}
     with (

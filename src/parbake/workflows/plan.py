@@ -21,6 +21,7 @@ from parbake.core.signing import Signer, public_key
 from parbake.core.workspace import cache_folder, part_of, room_for, work_folder
 from parbake.images import pause
 from parbake.images.registry import Layout, Registry
+from parbake.images.registry.part import lowest
 from parbake.records import Record, genuine
 from parbake.workflows.identity import acting, role_of
 from parbake.workflows.preflight import account_cautions
@@ -190,7 +191,7 @@ def resolve(run: Session, *, ignore_built: bool = False) -> dict[Reference, Imag
     with ThreadPoolExecutor(max_workers=8) as pool, closing_on_failure(run.registry):
         found = list(pool.map(look_up, entries))
     return {
-        entry.reference: image and image.model_copy(update=_overrides(entry, order))
+        entry.reference: image and _as_written(entry, order, image)
         for order, (entry, image) in enumerate(zip(entries, found, strict=True))
     }
 
@@ -226,18 +227,21 @@ def make_images(run: Session, images: dict[Reference, Image | None], *, force: b
                     force=force,
                     role=role_of(run.bakefile),
                 )
-            image = built.image.model_copy(update=_overrides(entry, order))
+            image = _as_written(entry, order, built.image)
         made.append(image)
     return made
 
 
-def _overrides(entry: ImageEntry, order: int) -> dict[str, object]:
-    return {
+def _as_written(entry: ImageEntry, order: int, image: Image) -> Image:
+    """Return an image with what the Bakefile says of it; raises InputError where it has no more layers than that."""
+    said = {
         "reference": entry.reference,
         "startup": entry.startup,
         "also_by_digest": entry.also_by_digest,
         "order": order,
     }
+    image = image.model_copy(update=said)
+    return lowest(image, entry.layers) if entry.layers else image
 
 
 def decide(run: Session, images: list[Image], base: Base | None = None) -> Plan:

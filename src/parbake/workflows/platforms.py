@@ -41,7 +41,7 @@ def together(bakefile: Bakefile, output: Path) -> tuple[tuple[Path, Record], ...
         if (meant := records.newest(of_platform, bakefile.name, verified=True)) is None:
             raise InputError(f"there is no record of {bakefile.name} for {platform}", hint="`parbake bake` makes it")
         found.append((meant[0].parent / meant[1].artefact, meant[1]))
-    held = [{image.reference: image.target.digest for image in record.plan.images} for _, record in found]
+    held = [{image.reference: image.target.digest for image in record.plan.whole_images} for _, record in found]
     for (_, record), images in zip(found, held, strict=True):
         if images != held[0]:
             raise InputError(

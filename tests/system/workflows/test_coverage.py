@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,12 +39,13 @@ def pool() -> list[bytes]:
 
 
 def generated(layers: list[bytes]) -> tuple[list[Built], list[Built]]:
-    """Return two images to bake, and others: with a shared beginning, a layer elsewhere or twice, other compression."""
+    """Return three images to bake, of the last the lowest layers, and others: some begin like them, some do not."""
     chance = random.Random(26)
-    baked = [image(*layers[:4]), image(*layers[:2], layers[5])]
+    baked = [image(*layers[:4]), image(*layers[:2], layers[5]), image(layers[6], *layers[3:6])]
     others = []
     for number in range(_IMAGES):
-        shared = layers[: chance.randrange(5)] if number % 2 else []
+        bottom = layers[:4] if number % 3 else [layers[6], *layers[3:6]]
+        shared = bottom[: chance.randrange(5)] if number % 2 else []
         rest = chance.choices(layers, k=chance.randrange(1, 4))
         compression: Compression = chance.choice(["gzip", "gzip", "zstd", "none"])
         others.append(image(*shared, *rest, compression=compression, config={"Env": [f"NUMBER={number % 40}"]}))
@@ -73,12 +75,14 @@ def test_containerd_fetches_exactly_the_blobs_that_are_named(
         push(registry.url, f"team/baked{number}", each, "1")
     for number, each in enumerate(others):
         push(registry.url, "team/other", each, str(number))
-    images = [f"{registry.host}/team/baked{number}:1" for number in range(len(baked))]
+    names = [f"{registry.host}/team/baked{number}:1" for number in range(len(baked))]
+    images: list[str | Mapping[str, Any]] = [*names[:2], {"reference": names[2], "layers": 2}]
     file = bakefile(tmp_path / "here", images, base="none", artefact={"kind": "volume"}, keep_layers=keep)
     record = bake(file)
-    names = [f"{registry.host}/team/other:{number}" for number in range(_IMAGES)]
+    names = [names[2], *(f"{registry.host}/team/other:{number}" for number in range(_IMAGES))]
     said = parbake("coverage", record["artefact_path"], *names, "--json", "-f", file).good()
     assert len({len(each["blobs"]) for each in said["images"]}) > 3, "some are covered well, some badly"
+    assert said["images"][0]["layers"] == {"all": 4, "held": 2}
     with (
         disk.private_mounts(),
         disk.mount(Path(record["artefact_path"]), tmp_path / "mnt", filesystem="ext4") as mounted,

@@ -9,12 +9,12 @@ from tests.unit.project.test_structure import _files, _module, _name, _nodes, _w
 
 LINES = {
     "aws": 4100,
-    "bakefile": 2950,
+    "bakefile": 2965,
     "builders": 4880,
-    "cli": 5735,
+    "cli": 5740,
     "coldstart": 1500,
     "containerd": 2300,
-    "core": 4800,
+    "core": 4820,
     "fleet": 6250,
     "images": 8500,
     "machine": 6100,

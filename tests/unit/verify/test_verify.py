@@ -29,6 +29,7 @@ from parbake.core.model import (
     Startup,
     TcpProbe,
 )
+from parbake.core.reference import Reference
 from parbake.machine.vm import Clock, agent_seed
 from parbake.machine.vm.guest import Ran
 from parbake.verify import Pulled, Verification, verify
@@ -80,12 +81,14 @@ def test_a_plan_promises_its_images_all_their_names_and_the_sandbox() -> None:
     startup = Startup(up=ExitProbe())
     app = image("registry.test/app:1", startup=startup, also_by_digest=True)
     other = image(f"registry.test/other:2@{digest('x')}")
-    images = images_of(plan(images=(app, other), sandbox=image("localhost/pause:1")))
+    part = image(f"registry.test/base@{digest('y')}", part_of=Reference.parse("registry.test/base:3"))
+    images = images_of(plan(images=(app, other, part), sandbox=image("localhost/pause:1")))
     assert [(s.reference, s.name, s.startup) for s in images] == [
         ("registry.test/app:1", "registry.test/app:1", startup),
         (f"registry.test/app@{app.target.digest}", f"registry.test/app@{app.target.digest}", None),
         (f"registry.test/other:2@{digest('x')}", "registry.test/other:2", Startup()),
         (f"registry.test/other@{digest('x')}", f"registry.test/other@{digest('x')}", None),
+        (f"registry.test/base@{digest('y')}", f"registry.test/base@{digest('y')}", None),
         ("localhost/pause:1", "localhost/pause:1", None),
     ]
     assert images[0].expected == app

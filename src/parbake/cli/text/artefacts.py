@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from parbake import records
 from parbake.cli.text.tables import table, wrapped
 from parbake.core.model import Image, ImageVerdict, Plan, Published, TraceSummary, Verdict
-from parbake.core.plan import measure
+from parbake.core.plan import measure, title
 from parbake.core.printable import word
 from parbake.core.timestamps import timestamp
 from parbake.core.units import human_bytes
@@ -66,7 +66,7 @@ def preview_text(preview: Preview) -> str:
     sizes = measure(plan.all_images, keep_layers=plan.keep_layers)
     about = "about " if sizes.estimated else ""
     images = table(
-        ((image.reference, image.manifest.digest[7:19], len(image.layers), human_bytes(image.size), _from(image))
+        ((title(image), image.manifest.digest[7:19], len(image.layers), human_bytes(image.size), _from(image))
          for image in plan.all_images),
         header=("image", "digest", "layers", "compressed", "from"),
     )  # fmt: skip
@@ -202,6 +202,8 @@ def record_text(artefact: Path, record: Record, *, wide: bool = False) -> str:
 
 def _named(image: Image, *, wide: bool) -> str:
     digest = image.target.digest
+    if image.part_of:
+        return title(image)
     return f"{image.reference}@{digest}" if wide else f"{image.reference} ({digest.removeprefix('sha256:')[:12]})"
 
 

@@ -109,7 +109,7 @@ class Registry:
 
         What cannot be known is noted, and is not an error.
         """
-        pulled = [each for each in images if not each.layout and not each.reference.is_local]
+        pulled = [each for each in images if not (each.layout or each.reference.is_local or each.part_of)]
         asked = {
             each.reference: self._threads.submit(attachments.find, self._repository(each.reference), each)
             for each in pulled

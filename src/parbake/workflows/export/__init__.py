@@ -69,11 +69,11 @@ def references(
     Raises VerificationFailed for a record that none of the keys in ``trust`` has signed, or that contradicts itself.
     """
     if not selector:
-        return tuple(entry.reference for entry in load(bakefile_path).images)
+        return tuple(entry.reference for entry in load(bakefile_path).images if not entry.layers)
     hint = "name a record, or leave it out for the Bakefile"
     artefact, _ = records.locate_record(selector, output, events, hint=hint)
     record = genuine.need(artefact, trust)
-    return tuple(image.reference for image in record.plan.images)
+    return tuple(image.reference for image in record.plan.whole_images)
 
 
 def _resolved(bakefile_path: Path, events: Events) -> list[Image]:

@@ -100,7 +100,7 @@ def of_record(record: Record) -> Bake:
             by_digest=image.also_by_digest or bool(image.reference.digest),
             mounted=_is_mounted(image.startup),
         )
-        for image in plan.images
+        for image in plan.whole_images
     )
     published = record.published.values()
     return Bake(
@@ -130,6 +130,7 @@ def of_bakefile(bakefile: Bakefile, *, name: str = "the Bakefile") -> Bake:
             mounted=_is_mounted(entry.startup),
         )
         for entry in bakefile.images
+        if not entry.layers
     )
     source = bakefile.base.ami
     return Bake(
