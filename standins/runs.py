@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -62,6 +62,14 @@ class Done:
     code: int
     out: str
     err: str
+
+    @classmethod
+    def of(
+        cls, command: Sequence[str], *, env: Mapping[str, str], cwd: Path | None = None, timeout: float = 300
+    ) -> Self:
+        """Run a command line to its end; ``timeout`` is in seconds."""
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout, env=env, cwd=cwd)
+        return cls(done.returncode, done.stdout, done.stderr)
 
     @property
     def document(self) -> Any:
@@ -106,10 +114,7 @@ def parbake(*arguments: str | Path) -> Done:
 def as_program(*arguments: str | Path, prefix: Sequence[str] = (), env: Mapping[str, str] | None = None) -> Done:
     """Run a command as a program of its own; ``prefix`` is what it is started through, such as setpriv."""
     command = [*prefix, sys.executable, "-m", "parbake", *map(str, arguments)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=300, env={**os.environ, **(env or {})}
-    )
-    return Done(done.returncode, done.stdout, done.stderr)
+    return Done.of(command, env={**os.environ, **(env or {})})
 
 
 def bake(path: Path, *options: str) -> Any:
