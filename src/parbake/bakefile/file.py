@@ -161,6 +161,12 @@ class Bakefile(Section):
         """What its builder is like."""
         return BUILDERS[self.builder]
 
+    @property
+    def needs_root(self) -> bool:
+        """Whether a bake takes root: where this machine builds an image, or mounts what it fills."""
+        mounts = self.artefact.mounted and not self.traits.on_instance
+        return mounts or any(entry.build for entry in self.images)
+
     @check("platforms")
     @classmethod
     def _distinct_platforms(cls, value: tuple[Platform, ...]) -> tuple[Platform, ...]:

@@ -10,6 +10,7 @@ from parbake.bakefile import load
 from parbake.core.errors import InputError, ParbakeError
 from parbake.fleet.engine.tasks import Destination, Root, RunRequest
 from parbake.fleet.file import Fleet
+from parbake.fleet.file import load as read_fleet
 from parbake.records.store import identity_of, open_store
 
 _USUAL = "parbake.yaml"
@@ -50,6 +51,14 @@ def _short(file: Path, fleet: str) -> str:
     if file.name != _USUAL:
         return str(file.with_suffix(""))
     return fleet if file.parent == Path() else str(file.parent)
+
+
+def take_root(file: Path) -> bool:
+    """Whether some bake of a fleet takes root, by its file; one whose Bakefile cannot be read might."""
+    try:
+        return any(load(entry.file).needs_root for entry in read_fleet(file).bakefiles)
+    except ParbakeError:
+        return True
 
 
 def chosen(found: tuple[Cell, ...], names: tuple[str, ...]) -> tuple[Cell, ...]:

@@ -12,7 +12,7 @@ import pytest
 
 from parbake import __version__, cli
 from parbake.core.errors import BadContent, WrongStore
-from parbake.fleet.engine.facts import Facts, Pollers, fingerprint
+from parbake.fleet.engine.facts import Facts, Pollers, fingerprint, need_root
 from parbake.fleet.engine.health import Here, Seen, judge
 from parbake.fleet.stores import need_identity
 from parbake.records.store import identity_of, open_store
@@ -36,6 +36,11 @@ def test_a_worker_says_what_it_is() -> None:
     assert KEY.hex() not in mine.identity()
     assert fingerprint(KEY) != fingerprint(bytes(32))
     assert Facts.read("7@old") == Facts("7@old")
+
+
+def test_where_all_is_ext4_volumes_no_worker_needs_root() -> None:
+    ordinary = replace(GOOD, can=frozenset({"kvm"}))
+    assert said(ordinary, replace(HERE, needs_root=False)) == ["ok: 1@here"]
 
 
 @pytest.mark.parametrize(
@@ -77,6 +82,25 @@ def test_who_cannot_bake_takes_no_tasks(
     assert not (tmp_path / ".fleet").exists()
     assert cli.run(["fleet", "worker", "--queues", "control", *where]) == 2
     assert "there is no key" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("keys", "root"),
+    [
+        ("base: none", False),
+        ("base: none\nbuilder: ebs", False),
+        ("base: none\nartefact: {kind: volume, filesystem: xfs}", True),
+        ("base: debian", True),
+        ("base: none\nimages: [{reference: 'localhost/app:1', build: .}]", True),
+        ("base: nonsense", True),
+    ],
+)
+def test_bakes_of_a_fleet_take_root_where_something_is_mounted_or_built(tmp_path: Path, keys: str, root: bool) -> None:
+    images = "" if "images" in keys else "images: [registry.example/app:1]\n"
+    (tmp_path / "Containerfile").write_text("FROM scratch\n")
+    (tmp_path / "parbake.yaml").write_text(f"version: 1\nname: app\n{images}{keys}\n")
+    (tmp_path / "fleet.yaml").write_text("version: 1\nstore: store\nbakefiles: [parbake.yaml]\n")
+    assert need_root(tmp_path / "fleet.yaml") == root
 
 
 def test_who_only_plans_needs_no_root() -> None:

@@ -9,13 +9,13 @@ from tests.unit.project.test_structure import _files, _module, _name, _nodes, _w
 
 LINES = {
     "aws": 4100,
-    "bakefile": 2965,
+    "bakefile": 2970,
     "builders": 4880,
-    "cli": 5740,
+    "cli": 5750,
     "coldstart": 1500,
     "containerd": 2300,
     "core": 4820,
-    "fleet": 6250,
+    "fleet": 6265,
     "images": 8500,
     "machine": 6100,
     "node": 1740,
@@ -31,7 +31,7 @@ SMALL, MOST_SMALL = 60, 6
 """A file of fewer lines that only one other file imports could be a part of that file. There are at most so many."""
 MOST_NAMED_TWICE = 17
 """Names that public classes of several modules share: a reader of the second thinks of the first."""
-MOST_LATE_IMPORTS = 326
+MOST_LATE_IMPORTS = 327
 """Imports inside functions, for what most runs never need: ``make bench-startup`` shows what that saves."""
 MOST_BUILDER_NAMES = 8
 """Places where the name of a builder is compared, instead of its traits."""

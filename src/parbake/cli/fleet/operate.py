@@ -159,7 +159,7 @@ def doctor(state: State = None, file: FleetPath = DEFAULT_FILE) -> Result:
     from parbake.workflows.doctor import store_check
 
     fleet = load(file)
-    checks = (store_check(open_store(fleet.store)), *_of_engine(state_folder(state, file), fleet))
+    checks = (store_check(open_store(fleet.store)), *_of_engine(state_folder(state, file), file, fleet))
     bad = [each for each in checks if each.status == "missing"]
 
     def judge() -> None:
@@ -169,10 +169,10 @@ def doctor(state: State = None, file: FleetPath = DEFAULT_FILE) -> Result:
     return Result(artefacts.checks_json(checks), lambda: artefacts.checks_text(checks), then=judge)
 
 
-def _of_engine(state: Path, fleet: Fleet) -> tuple[Check, ...]:
+def _of_engine(state: Path, file: Path, fleet: Fleet) -> tuple[Check, ...]:
     from parbake.fleet.engine import health
     from parbake.fleet.engine.connect import Engine, connect
-    from parbake.fleet.engine.facts import fingerprint
+    from parbake.fleet.engine.facts import fingerprint, need_root
     from parbake.fleet.engine.sealing import read_keys
     from parbake.workflows.doctor import Check
 
@@ -185,7 +185,13 @@ def _of_engine(state: Path, fleet: Fleet) -> tuple[Check, ...]:
         seen = asyncio.run(go())
         keys = tuple(map(fingerprint, read_keys(engine.key)))
         here = health.Here(
-            socket.gethostname(), keys, fleet.store, fleet.verify, fleet.rollout is not None, bool(fleet.places)
+            socket.gethostname(),
+            keys,
+            fleet.store,
+            fleet.verify,
+            fleet.rollout is not None,
+            bool(fleet.places),
+            need_root(file),
         )
         return health.judge(seen, here)
     except ParbakeError as error:

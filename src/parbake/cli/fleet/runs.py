@@ -83,7 +83,8 @@ def up(
     """Run an engine and workers on this machine, until Ctrl-C.
 
     It listens on the loopback only. The next `fleet up` continues where this one ended; without its database, the next
-    run finds in the store what is done already. Workers bake, which needs root; --workers 0 runs the engine alone.
+    run finds in the store what is done already. Workers bake, which needs root unless all of it are ext4 volumes;
+    --workers 0 runs the engine alone.
     """
     need_engine()
     from parbake.fleet.engine.facts import need_powers
@@ -91,12 +92,12 @@ def up(
     from parbake.fleet.engine.local import up as run_here
     from parbake.fleet.engine.tasks import QUEUES
 
-    need_powers(QUEUES if workers else ())
+    need_powers(QUEUES if workers else (), file)
 
     def ready(here: dict[str, object]) -> None:
         events.note(f"the engine listens on {here['address']}; its web interface is {here['ui']}; Ctrl-C ends it")
 
-    run_here(state_folder(state, file), Settings(workers, slots, port, ui_port, grace), events, ready)
+    run_here(state_folder(state, file), Settings(workers, slots, port, ui_port, grace, file), events, ready)
 
 
 _QUEUES = choices.Choice("--queues", "queue", lambda: ("control", "bake", "place", "roll"))
@@ -107,7 +108,7 @@ def worker(
     queues: Annotated[
         str,
         typer.Option(
-            help="The queues it takes tasks from: control (no root needed), bake, place, roll.",
+            help="The queues it takes tasks from: control, bake (the only one that may need root), place, roll.",
             metavar="NAMES",
             autocompletion=_QUEUES.complete,
         ),
@@ -139,7 +140,7 @@ def worker(
     from parbake.fleet.engine.worker import serve
 
     named = [each.strip() for each in queues.split(",") if each.strip()]
-    need_powers(named)
+    need_powers(named, file)
     version = __version__ if pinned else ""
     engine = Engine(state_folder(state, file))
     asyncio.run(serve(engine, queues=named, slots=slots, grace=grace, pinned=version, metrics=metrics))

@@ -28,7 +28,8 @@ from parbake.core.errors import EnvironmentProblem
 from parbake.fleet.engine.tasks import BAKE
 
 BAKERS_CAN = {"root": "it is not root", "loops": "it has no loop devices"}
-"""What a worker of the queue ``bake`` must be able to, and the words for one that is not."""
+"""What a worker of the queue ``bake`` must be able to, unless all that it bakes are ext4 volumes, and the words for one
+that is not."""
 _CAN = {"loops": Path("/dev/loop-control"), "kvm": Path("/dev/kvm")}
 
 
@@ -65,16 +66,24 @@ class Facts:
         return " ".join([self.name, f"parbake/{self.version}", f"key/{self.key}", *sorted(self.can)])
 
 
-def need_powers(queues: Collection[str]) -> None:
-    """Raise EnvironmentProblem where this process cannot do what a queue asks for.
+def need_root(file: Path) -> bool:
+    """Whether some bake of a fleet takes root, by its file; one whose Bakefile cannot be read might."""
+    from parbake.fleet import cells  # reads YAML, which no task needs
+
+    return cells.take_root(file)
+
+
+def need_powers(queues: Collection[str], file: Path) -> None:
+    """Raise EnvironmentProblem where this process cannot do what a queue asks for, by the fleet's file.
 
     It would take each task and fail it, until the key is in quarantine.
     """
-    lacks = sorted(BAKERS_CAN.keys() - Facts.of_this(b"").can) if BAKE in queues else []
+    lacks = sorted(BAKERS_CAN.keys() - Facts.of_this(b"").can) if BAKE in queues and need_root(file) else []
     if lacks:
         raise EnvironmentProblem(
             f"a worker here cannot bake: {', '.join(BAKERS_CAN[each] for each in lacks)}",
-            hint="run the worker as root, privileged; or let it plan and roll out: --queues control,roll",
+            hint="run the worker as root, privileged; or let it plan and roll out: --queues control,roll; or name the "
+            "fleet's file: where all that it bakes are ext4 volumes, no root is needed",
         )
 
 

@@ -53,7 +53,10 @@ async def look(client: Client, fleet: str) -> Seen:
 
 @dataclass(frozen=True, slots=True)
 class Here:
-    """What this machine is, and what the fleet's file says; ``keys`` are the fingerprints of the keys here."""
+    """What this machine is, and what the fleet's file says; ``keys`` are the fingerprints of the keys here.
+
+    ``needs_root``: some of what is baked is mounted or built, see ``facts.need_root``.
+    """
 
     host: str
     keys: tuple[str, ...]
@@ -61,6 +64,7 @@ class Here:
     verify: bool
     rolls_out: bool = False
     has_places: bool = False
+    needs_root: bool = True
 
 
 def judge(seen: Seen, here: Here) -> tuple[Check, ...]:
@@ -106,7 +110,7 @@ def _problem(queue: str, worker: Facts, here: Here) -> tuple[str, str, Status]:
         )
     if worker.version != __version__:
         return f"it is parbake {worker.version}, and this is {__version__}", "use one version on all machines", "warn"
-    if queue == tasks.BAKE and (lacks := sorted(BAKERS_CAN.keys() - worker.can)):
+    if queue == tasks.BAKE and here.needs_root and (lacks := sorted(BAKERS_CAN.keys() - worker.can)):
         return ", ".join(BAKERS_CAN[each] for each in lacks), "bakes need both: run it as root, privileged", "missing"
     if not here.store.startswith("s3://") and worker.name.partition("@")[2] != here.host:
         hint = "a worker that has another folder there refuses to work; or name a bucket"

@@ -52,13 +52,14 @@ _DYNAMIC = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How much runs here, and where the server and its web interface listen."""
+    """How much runs here, where the server and its web interface listen, and the fleet's file."""
 
     workers: int = 2
     slots: int = 1
     port: int = 7233
     ui_port: int = 8233
     grace: float = 5.0
+    file: Path = Path("fleet.yaml")
 
 
 def program() -> str:
@@ -82,7 +83,7 @@ def worker_command(state: Path, settings: Settings) -> list[str]:
     """Return how a worker is started."""
     return [
         sys.executable, "-m", "parbake", "fleet", "worker", "--state", str(state), "--slots", str(settings.slots),
-        "--grace", str(settings.grace),
+        "--grace", str(settings.grace), "--file", str(settings.file.absolute()),
     ]  # fmt: skip
 
 
@@ -190,5 +191,8 @@ def up(state: Path, settings: Settings, events: Events, on_ready: Callable[[dict
 
 
 def _environment() -> dict[str, str]:
-    """Return what children get: all of ours, since workers take credentials from where parbake does."""
-    return dict(os.environ)
+    """Return what children get: all of ours, since workers take credentials from where parbake does.
+
+    The engine wants a user's name, which who has only a number does not have (a container's, as a rule).
+    """
+    return {"USER": str(os.getuid()), **os.environ}
