@@ -15,6 +15,7 @@ class Spec:
     args: Mapping[str, str] = field(default_factory=dict)
     target: str = ""
     network: Literal["private", "host", "none"] | None = None
+    compression: Literal["zstd", "gzip"] = "zstd"
 
 
 def write_files(folder: Path, files: Mapping[str, str | bytes | None]) -> None:

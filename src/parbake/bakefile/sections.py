@@ -280,6 +280,9 @@ class Build(Section):
     """What RUN steps reach: `private`, a network of their own, without this machine's loopback and a cloud's metadata
     service; `host`, all that this machine reaches; `none`. Without: private where that can be had, else host, with a
     warning."""
+    compression: Literal["zstd", "gzip"] = "zstd"
+    """How its layers are compressed when they are pushed: zstd is unpacked in about 60 % of gzip's time, and
+    containerd has known it since 1.5. Where Docker builds, it is always gzip."""
 
     @check("file", mode="before")
     @classmethod

@@ -122,7 +122,7 @@ def build(
             try:
                 remove_leftovers(cache)  # of killed builds, which may hold credentials
                 auth_file = _write_auth_file(folder / "auth.json", reference, options, role)
-                tool = choose(BuildPlace(folder, cache, options, events, auth_file))
+                tool = choose(BuildPlace(folder, cache, options, events, auth_file, spec.compression))
                 tag = f"{reference.name}:{reference.tag}"
                 with events.stage("build", f"build {reference}"), runnable(platform, needed=False):
                     tool.build(_request(spec, tag, platform, key))

@@ -76,6 +76,7 @@ class BuildPlace:
     """Where a tool works: ``work`` belongs to this run and vanishes with it, ``cache`` stays.
 
     ``auth_file`` holds credentials for registries (containers-auth.json(5)) that the tool does not find by itself.
+    ``compression`` is that of the layers that it pushes and exports, where it leaves a choice.
     """
 
     work: Path
@@ -83,6 +84,7 @@ class BuildPlace:
     registries: Mapping[str, RegistryOptions]
     events: Events
     auth_file: Path | None = None
+    compression: Literal["zstd", "gzip"] = "zstd"
 
 
 def need_tool(program: str) -> None:

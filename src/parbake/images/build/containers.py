@@ -120,7 +120,7 @@ class Containers(BuildTool):
     @override
     def push(self, tag: str, to: Reference) -> str:
         file = self._place.work / "digest"
-        options = [f"--digestfile={file}", "--format=oci", "--compression-format=gzip", *self._certificates(to)]
+        options = [f"--digestfile={file}", *self._form, *self._certificates(to)]
         if is_insecure(to.registry, self._place.registries):
             options.append("--tls-verify=false")
         push(self.command("push", *options, tag, f"docker://{to}"), self._place, to, self._env)
@@ -131,7 +131,11 @@ class Containers(BuildTool):
         folder.parent.mkdir(parents=True, exist_ok=True)
         # A colon in the path would end it, so the folder is named relative to where the program stands.
         target = f"oci:{folder.name}:{tag}"
-        run(self.command("push", "--format=oci", tag, target), timeout=BUILD_TIMEOUT, env=self._env, cwd=folder.parent)
+        run(self.command("push", *self._form, tag, target), timeout=BUILD_TIMEOUT, env=self._env, cwd=folder.parent)
+
+    @property
+    def _form(self) -> list[str]:
+        return ["--format=oci", f"--compression-format={self._place.compression}"]
 
     def _certificates(self, to: Reference | None = None) -> list[str]:
         """Trust the authorities that the Bakefile names, for one registry or for all that a build may pull from."""

@@ -56,6 +56,11 @@ class BuildSpec(Protocol):
         """What RUN steps reach; no part of the digest."""
         ...
 
+    @property
+    def compression(self) -> Literal["zstd", "gzip"]:
+        """How layers are compressed; gzip is a part of the digest."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class IgnoreRule:
@@ -233,6 +238,7 @@ def digest(spec: BuildSpec, platform: Platform, *, source_date_epoch: str = "") 
         "target": spec.target,
         "platform": str(platform),
         "source_date_epoch": source_date_epoch,
+        **({"compression": "gzip"} if spec.compression == "gzip" else {}),
     }
     whole.update(json.dumps(head, sort_keys=True).encode() + b"\0")
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,12 +115,16 @@ def test_builds_pushes_and_builds_no_more(tmp_path: Path, harness: Harness, regi
     assert config(first, registry)["config"]["Labels"][LABEL] == first.key
     assert config(first, registry)["config"]["Cmd"] == ["/bin/busybox", "cat", "/hello"]
     assert str(first.image.reference) == reference
-    assert all(layer.media_type.endswith("tar+gzip") for layer in first.image.layers)
+    assert {layer.media_type for layer in first.image.layers} == {"application/vnd.oci.image.layer.v1.tar+zstd"}
     assert "STEP 4/" in harness.log
     assert not list(harness.work.iterdir()), "the work folder is left as it was"
 
     again = harness.build(what, reference)
     assert (again.reused, again.image.manifest.digest) == (True, first.image.manifest.digest)
+
+    gzip = harness.build(replace(what, compression="gzip"), reference)
+    assert {layer.media_type for layer in gzip.image.layers} == {"application/vnd.oci.image.layer.v1.tar+gzip"}
+    assert [layer.diff_id for layer in gzip.image.layers] == [layer.diff_id for layer in first.image.layers]
 
     changed = harness.build(Spec(what.context, what.file, {"WHO": "moon"}), reference)
     assert not changed.reused
