@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import lzma
 import shlex
 from pathlib import Path
 
 from parbake.core import atomic
-from parbake.core.nodefiles import node_file, packed, short
+from parbake.core.nodefiles import node_file, short
 from parbake.core.workspace import room_for
 
 LIST = "etc/parbake/hydrate.list"
@@ -17,17 +20,21 @@ _PROGRAMS = "usr/lib/parbake"
 _UNIT = "etc/systemd/system/parbake-hydrate.service"
 _WANTED = "etc/systemd/system/sysinit.target.wants/parbake-hydrate.service"
 
-_FILE = """\
-base64 -d <<'END' | gzip -d >/run/parbake/{name}
-{packed}
-END
-"""
 _USER_DATA = """\
 #cloud-boothook
 #!/bin/sh
 # Loads the blocks that baked images need, beside the rest of the boot. Written by parbake; goes first in user data.
 mkdir -p /run/parbake
-{files}hydrate() {{
+python3 - <<'END'
+import base64, json, lzma
+text = \"\"\"
+{packed}
+\"\"\"
+text = "".join(text.split()).translate(str.maketrans("{safe}", "{special}"))
+for name, text in json.loads(lzma.decompress(base64.b85decode(text))).items():
+    open("/run/parbake/" + name, "w").write(text)
+END
+hydrate() {{
   systemd-run --no-block --collect --unit=parbake-hydrate --property=DefaultDependencies=no "$@" \\
     python3 -u /run/parbake/hydrate.py --list /run/parbake/hydrate.list
 }}
@@ -36,6 +43,8 @@ hydrate {confined} || hydrate || true
 exit 0
 """
 
+_SPECIAL, _SAFE = "$%{}`", ",./[]"
+"""Letters of base 85 that shells, Terraform and templates take for their own, and what stands for them."""
 
 _EXPORTED = (
     *PROGRAMS, "misses.py", "parbake-hydrate.service", "parbake-misses.service", "parbake-misses.timer",
@@ -44,11 +53,16 @@ _EXPORTED = (
 
 
 def user_data(hydrate_list: str) -> str:
-    """Return user data that hydrates a volume: the program and its list, to be the first part of a node's. Pure."""
-    texts = {**{name: short(name) for name in PROGRAMS}, "hydrate.list": hydrate_list}
-    files = "".join(_FILE.format(name=name, packed=packed(text.encode())) for name, text in texts.items())
+    """Return user data that hydrates a volume: the program and its list, to be the first part of a node's. Pure.
+
+    There is no room for what keeps in memory what was read (``pagecache.py``): EC2 takes 16 KiB in all.
+    """
+    texts = {PROGRAMS[0]: short(PROGRAMS[0]), "hydrate.list": hydrate_list}
+    data = lzma.compress(json.dumps(texts).encode(), lzma.FORMAT_ALONE, preset=9)
+    text = base64.b85encode(data).decode().translate(str.maketrans(_SPECIAL, _SAFE))
+    lines = "\n".join(f" {text[at : at + 500]}" for at in range(0, len(text), 500))
     words = " ".join(f"--property={shlex.quote(line)}" for line in confinement())
-    return _USER_DATA.format(files=files, confined=words)
+    return _USER_DATA.format(packed=lines, safe=_SAFE, special=_SPECIAL, confined=words)
 
 
 def confinement() -> tuple[str, ...]:

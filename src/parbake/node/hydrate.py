@@ -21,7 +21,10 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
-from pagecache import Held, hold
+try:
+    from pagecache import Held, hold
+except ImportError:  # user data has no room for it: nothing is looked after there
+    Held = hold = None
 
 VERSION = 1  # of the state file
 BLOCK, ALIGN = 512 << 10, 4096
@@ -402,7 +405,7 @@ def prefetch_below(options, device, uuid, root, below, done):
     wanted = sum(length for _, length in metadata) + sum(length for _, ranges in files for _, length in ranges)
     most = room(options.memory)
     done.update(wanted=wanted, started_after=after)
-    held = Held(path for path, _ in files) if options.hold > 0 else None
+    held = Held(path for path, _ in files) if Held and options.hold > 0 else None
     tight = fetch(device, root, jobs(metadata, files, below, most), options.in_flight, done, held)
     state, seconds = "tight" if tight else "bounded" if most < wanted else "done", round(time.monotonic() - began, 3)
     done.update(state=state, left=max(0, wanted - done["bytes"]), seconds=seconds)

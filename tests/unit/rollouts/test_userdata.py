@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import email
 import gzip
+import json
+import lzma
 import re
 import subprocess
 
@@ -151,5 +153,7 @@ def test_what_is_not_known_is_refused(text: str, says: str) -> None:
 
 
 def test_the_list_is_in_it() -> None:
-    packed = ONE.split("<<'END'")[2].split("END")[0].partition("\n")[2]
-    assert gzip.decompress(base64.b64decode(packed)).startswith(b"parbake-hydrate 1")
+    packed = "".join(ONE.partition('"""')[2].partition('"""')[0].split())
+    special, safe = "$%{}`", ",./[]"
+    texts = json.loads(lzma.decompress(base64.b85decode(packed.translate(str.maketrans(safe, special)))))
+    assert texts["hydrate.list"].startswith("parbake-hydrate 1")
