@@ -190,8 +190,8 @@ def state_of(artefact: str) -> dict[str, object]:
     return {"images": [], "snapshot": "", "artefacts": [artefact], "keys": [], "label": ""}
 
 
-def targets(before: str, after: str, *, changed: bool) -> int:
-    found = {"diff": "-+" if changed else "", "before": state_of(before), "after": state_of(after), "canary": None}
+def targets(before: str, after: str, *, changed: bool, canary: str | None = None) -> int:
+    found = {"diff": "-+" if changed else "", "before": state_of(before), "after": state_of(after), "canary": canary}
     print(as_json({"targets": [found]}))
     return 0
 
@@ -213,7 +213,14 @@ def rollout(arguments: list[str]) -> int:
         time.sleep(3600 if behaves(target, "slow") else SECONDS)
         if behaves(target, "stalls"):
             return fail(1, "Stalled", f"{target}: after 1800 s 1 of 3 nodes run it")
-    return targets(before, artefact, changed=changed)
+        if behaves(target, "pulls"):
+            hold(target, lines)
+            note("targets", "look", target, artefact)
+            return fail(3, "CanaryFailed", f"{target}: 0 of 2 pods used the bake. It went back")
+        if behaves(target, "open"):
+            note("targets", "look", target, artefact)
+            os.remove(f"targets/{target}.open")
+    return targets(before, artefact, changed=changed, canary="waits" if behaves(target, "open") else None)
 
 
 def rollback(arguments: list[str]) -> int:

@@ -117,6 +117,22 @@ def test_a_target_that_does_not_follow_returns_all_that_was_written(fleet: Fleet
     assert any("1 of 3 nodes run it" in entry.text for entry in found.story)
 
 
+def test_pods_that_do_not_use_the_bake_end_their_wave(fleet: Fleet) -> None:
+    """A canary that is open counts as something to do, though its target holds the artefact already."""
+    fleet.waves(CANARY, REST, on_failure="rollback")
+    fleet.target("one").write_text(A)
+    fleet.target("one.open").touch()
+    fleet.target("two").write_text("old")
+    fleet.target("two.pulls").touch()
+    fleet.run(CELLS, name="pods", rollout=True)
+    found = fleet.until("rolled-back", "pods").progress
+    assert found
+    assert fleet.written() == [f"look one {A}", f"write two {A}", f"look two {A}", f"back one {A}"]
+    assert {target.name: target.state for target in found.targets}["b/three"] == "waits", "no other is touched"
+    assert fleet.target("two").read_text() == "old", "it had gone back by itself"
+    assert any("0 of 2 pods used the bake" in entry.text for entry in found.story)
+
+
 def test_what_fails_waits_for_somebody_who_goes_on_or_back(fleet: Fleet) -> None:
     fleet.waves({**CANARY, "gate": {"command": ["./errors"], "timeout": 10.0}}, REST)
     fleet.target("canary.no").touch()
