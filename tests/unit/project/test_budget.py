@@ -22,7 +22,7 @@ LINES = {
     "records": 2725,
     "rollouts": 5240,
     "verify": 1735,
-    "workflows": 8865,
+    "workflows": 8885,
 }
 """The most lines of each wing's modules, without those that the protobuf compiler writes."""
 SLACK = 0.94

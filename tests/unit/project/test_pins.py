@@ -66,8 +66,9 @@ def test_images_that_others_build_on_are_named_by_their_digest(file: Path) -> No
     text = file.read_text()
     usual = dict(re.findall(r"^ARG +(\w+)=(\S+)", text, re.MULTILINE))
     bases = [usual.get(base.strip("${}"), base) for base in re.findall(r"^FROM +(\S+)", text, re.MULTILINE)]
+    stages = {"scratch", *re.findall(r"^FROM +\S+ +AS +(\w+)", text, re.MULTILINE)}
     assert bases
-    assert [base for base in bases if not BY_DIGEST.fullmatch(base) and base != "scratch"] == []
+    assert [base for base in bases if base not in stages and not BY_DIGEST.fullmatch(base)] == []
 
 
 @pytest.mark.parametrize("file", MANIFESTS, ids=lambda file: file.name)

@@ -79,6 +79,15 @@ def test_every_check_is_explained() -> None:
         assert (check.status == "ok") == (not check.hint)
 
 
+def test_a_base_that_came_with_parbake_takes_nothing_that_makes_one() -> None:
+    user = but(
+        root=False, programs=without("fakechroot", "fakeroot", "grub-mkimage", "mkfs.vfat", "mmdebstrap", "sfdisk")
+    )
+    for facts, status in ((user, "missing"), (user.model_copy(update={"base_packed": True}), "ok")):
+        checks = {check.name: check for check in judge(facts)}
+        assert checks["rehearse and verify ext4 volumes"].status == status
+
+
 def test_this_machine(tmp_path: Path) -> None:
     checks = {check.name: check for check in examine(output=tmp_path / "to be made", cache=tmp_path)}
     assert checks["setpriv"].status == "ok"

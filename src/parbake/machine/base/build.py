@@ -50,9 +50,10 @@ def ensure(
     serial: str = "",
     platform: Platform | None = None,
 ) -> Path:
-    """Return the default base as a raw disk below ``cache``, built when it is not there yet.
+    """Return the default base as a raw disk below ``cache``, made when it is not there yet.
 
-    One build at a time for each recipe; the file is complete or absent. Packages for another architecture than this
+    Where one came with parbake, as in its container image, that is unpacked, and otherwise it is built. One at a time
+    for each recipe; the file is complete or absent. Packages for another architecture than this
     machine's are set up in emulation, which needs root. Raises InputError for another ``platform`` (None: this
     machine's) than linux/amd64 and linux/arm64, EnvironmentProblem when a program is missing, CommandFailed when
     packages cannot be had, DiskFull.
@@ -62,7 +63,7 @@ def ensure(
     folder = cache / "base"
     disk = folder / recipe.file_name
     ours = _is_ours(disk, events)
-    if not ours and _is_foreign(recipe):
+    if not ours and _is_foreign(recipe) and not recipe.packed.exists():
         need_root(f"making the default base image for {platform}", hint=_FOREIGN)
     part_of(cache, folder.name)
     if ours:
@@ -74,7 +75,7 @@ def ensure(
             remove_leftovers(folder)
             what = "Make the default base machine image" + f" for {platform}" * (platform != Platform.host())
             with work_folder(folder, "base") as work, events.stage("base", what), runnable(platform):
-                made = _build(recipe, work, events)
+                made = _unpacked(recipe.packed, work) if recipe.packed.exists() else _build(recipe, work, events)
                 sealed.seal(disk, block_list(made, events, algorithm="blake3").digest())
                 publish(made, disk)
     return disk
@@ -96,6 +97,12 @@ def _is_ours(disk: Path, events: Events) -> bool:
             _COMPARED.add(now)
             return True
     return False
+
+
+def _unpacked(packed: Path, work: Path) -> Path:
+    made = work / "disk.raw"
+    run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(packed), str(made)])
+    return made
 
 
 def _build(recipe: Recipe, work: Path, events: Events) -> Path:

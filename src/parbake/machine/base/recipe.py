@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 import uuid
 from collections.abc import Iterable
 from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
+from pathlib import Path
 
 from pydantic import Field
 
@@ -122,6 +124,11 @@ class Recipe(Frozen):
     def file_name(self) -> str:
         """The name of the disk in the cache's folder ``base``."""
         return f"debian-{self.suite}-{self.identity.removeprefix('sha256:')[:16]}.raw"
+
+    @property
+    def packed(self) -> Path:
+        """Where the disk lies if it came with parbake, as in the container image: compressed qcow2."""
+        return Path(sys.prefix, "base", self.file_name).with_suffix(".qcow2")
 
     def uuid(self, name: str) -> str:
         """Return the identifier of a part of the disk (``disk``, ``root``, ...): it follows from the recipe."""

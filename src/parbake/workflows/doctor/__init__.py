@@ -19,6 +19,7 @@ from parbake.core.model import GIB, Frozen, Platform
 from parbake.core.programs import PROGRAMS, XFS, Program, package_of
 from parbake.core.run import CONTAINERD, find, isolated, run
 from parbake.machine import vm
+from parbake.machine.base import describe
 from parbake.machine.vm.boards import BOARDS
 from parbake.records.store import Shared, Store, need_conditional_writes
 
@@ -47,7 +48,7 @@ class Facts(Frozen):
 
     ``machine`` is its architecture, ``uefi_firmware`` those whose machines can start by UEFI. ``free`` is in bytes,
     by the folder's role (output, cache). ``boto3_by`` is the command that gets boto3,
-    ``containerd`` what ``PARBAKE_CONTAINERD`` says.
+    ``containerd`` what ``PARBAKE_CONTAINERD`` says, ``base_packed`` whether the default base came with parbake.
     """
 
     root: bool
@@ -57,6 +58,7 @@ class Facts(Frozen):
     loop_devices: bool = False
     mount_namespaces: bool = False
     accelerator: Literal["kvm", "tcg", "none"] = "none"
+    base_packed: bool = False
     uefi_firmware: frozenset[str] = frozenset()
     boto3: str = ""
     boto3_by: str = ""
@@ -102,6 +104,7 @@ def gather(*, output: Path, cache: Path) -> Facts:
         loop_devices=Path("/dev/loop-control").exists(),
         mount_namespaces=_works(isolated(["true"])),
         accelerator=_accelerator(),
+        base_packed=describe(Platform.host()).packed.exists() if Platform.host().architecture in BOARDS else False,
         uefi_firmware=frozenset(each for each in BOARDS if _has_firmware(each)),
         boto3=_package_version("boto3"),
         boto3_by=how_to_add("aws"),
@@ -193,7 +196,8 @@ def _system(facts: Facts) -> Iterator[Check]:
 
 # What a volume's bake runs without root, and what its rehearsal and its proof take besides, with the base they boot.
 _FILLS = ("blkid", "e2fsck", "mke2fs", "setpriv")
-_PROVES = ("fakechroot", "fakeroot", "grub-mkimage", "mcopy", "mkfs.vfat", "mmdebstrap", "qemu-img", "sfdisk")
+_PROVES = ("mcopy", "qemu-img")
+_BASE = ("fakechroot", "fakeroot", "grub-mkimage", "mkfs.vfat", "mmdebstrap", "sfdisk")
 _SLOW = (
     "in an emulated machine: the first takes some two minutes more (its base is made, and it boots), each later one "
     "half a minute before its images start"
@@ -213,10 +217,11 @@ def _of_a_user(facts: Facts) -> Iterator[Check]:
         return [name for name in names if name not in facts.programs]
 
     qemu = [] if facts.accelerator != "none" else [BOARDS[facts.machine].qemu] if facts.machine in BOARDS else []
+    base = () if facts.base_packed else _BASE
     proof = ("bake", "verify", "trace", "watch", "fleet worker")
     proven = "in a machine with KVM" if facts.accelerator == "kvm" else _SLOW
     yield check("fill ext4 volumes", ("bake --no-verify",), "without a mount", lacks(_FILLS))
-    yield check("rehearse and verify ext4 volumes", proof, proven, [*lacks((*_FILLS, *_PROVES)), *qemu])
+    yield check("rehearse and verify ext4 volumes", proof, proven, [*lacks((*_FILLS, *_PROVES, *base)), *qemu])
     others = ("plan", "lint", "rollout", "rollback", "copy", "list", "show", "prune", "advise")
     yield check("all that mounts nothing", others, "as root has it", lacks(["setpriv"]))
     rest = ("base:", XFS, "images[].build", "export gke", "demo", "--rehearse-in host")

@@ -15,8 +15,10 @@ from parbake.core import sealed
 from parbake.core.errors import EnvironmentProblem
 from parbake.core.events import Event, Events
 from parbake.core.model import Platform
+from parbake.core.run import run
 from parbake.machine import base
 from parbake.machine.base import build
+from parbake.machine.base.recipe import describe
 from parbake.machine.disk.blocks import ZEROS, block_list
 
 BYTES = b"a base" + ZEROS + b"units"
@@ -117,3 +119,19 @@ def test_a_base_of_another_architecture_alone_takes_root(
     with pytest.raises(EnvironmentProblem, match="for linux/arm64 needs root") if refused else nullcontext():
         base.ensure(tmp_path / "cache", Events(), platform=Platform(architecture=architecture))
     assert len(made) == (not refused)
+
+
+def test_a_base_that_came_with_parbake_is_unpacked_and_not_built(
+    tmp_path: Path, made: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the container image, whose user can build none for another architecture."""
+    monkeypatch.setattr("sys.prefix", str(tmp_path / "installed"))
+    (tmp_path / "disk.raw").write_bytes(BYTES.ljust(1 << 20, b"\0"))
+    packed = (tmp_path / "installed/base" / describe(Platform.host()).file_name).with_suffix(".qcow2")
+    packed.parent.mkdir(parents=True)
+    run(["qemu-img", "convert", "-f", "raw", "-c", "-O", "qcow2", str(tmp_path / "disk.raw"), str(packed)])
+    disk = base.ensure(tmp_path / "cache", Events())
+    assert disk.read_bytes() == (tmp_path / "disk.raw").read_bytes()
+    build._COMPARED.clear()
+    assert base.ensure(tmp_path / "cache", Events()) == disk, "it is sealed as one that was built"
+    assert made == []
