@@ -236,7 +236,7 @@ def test_an_image_of_somebody_else_uses_its_snapshot(shelves: Shelves, capsys: p
     del shelves
 
 
-@pytest.mark.usefixtures("shelves")
+@pytest.mark.usefixtures("made_up_records", "shelves")
 def test_a_target_that_is_not_made_yet_uses_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     project(Path(), [{"ssm": "/not/yet"}, {"file": "ami.json"}], FIRST)
     ami = image("a")

@@ -304,6 +304,9 @@ def prepare(document: str, folder: Path, world: World) -> None:
             (folder / ".venv/bin").symlink_to(folder.parent / "bin")
         case "private-registries":
             shutil.copy(world.authority, folder / "company-ca.pem")
+        case "without-root":
+            image = f"{world.hosts['registry.example.com']}/team/app:1.4"
+            (folder / "parbake.yaml").write_text(f"version: 1\nbase: none\nimages: ['{image}']\n")
         case "own-base" | "failed-verification":
             make_node_image(folder)
         case "observe":

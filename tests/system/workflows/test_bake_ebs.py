@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import random
-import re
 import signal
 import uuid
-from base64 import b64decode
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +17,7 @@ from parbake.machine.ext4 import Volume
 from standins.command import Corner
 from standins.disks import sh
 from standins.ebs_direct_server import Cloud
+from standins.hydrated import brought
 from standins.images import image, layer, push
 from standins.registry import DockerRegistry
 from tests.system.coldstart.test_layout import MIB, STARTUP
@@ -148,8 +146,7 @@ def test_what_is_sent_is_laid_out_and_its_nodes_hydrate_from_its_trace(
     assert done.code == 0, done
     edited = (corner.folder / "gpu.yaml").read_text()
     assert snapshot in edited
-    packed = re.findall(r">/run/parbake/hydrate.list\n(.*?)\n *END\n", edited, re.DOTALL)
-    assert [gzip.decompress(b64decode(each)).decode() for each in packed] == [hydrate_list(trace)]
+    assert brought(edited)["hydrate.list"] == hydrate_list(trace)
 
     again = corner.parbake("trace", made["artefact"], "--json", "--progress", "none")
     assert again.code == 0, again

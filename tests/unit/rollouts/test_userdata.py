@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import email
 import gzip
-import json
-import lzma
 import re
 import subprocess
 
@@ -18,6 +16,7 @@ from parbake.coldstart.hydrate import user_data
 from parbake.core.errors import InputError
 from parbake.rollouts import mount
 from parbake.rollouts.userdata import NAMES, part_of, shown, too_large, with_parts
+from standins.hydrated import brought
 
 ONE, TWO = user_data("parbake-hydrate 1\nranges 0\n"), user_data("parbake-hydrate 1\nranges 1\n0 4096\n")
 UUID = "f9627715-c4f7-59b4-ae1d-f5843b66a0aa"
@@ -153,7 +152,4 @@ def test_what_is_not_known_is_refused(text: str, says: str) -> None:
 
 
 def test_the_list_is_in_it() -> None:
-    packed = "".join(ONE.partition('"""')[2].partition('"""')[0].split())
-    special, safe = "$%{}`", ",./[]"
-    texts = json.loads(lzma.decompress(base64.b85decode(packed.translate(str.maketrans(safe, special)))))
-    assert texts["hydrate.list"].startswith("parbake-hydrate 1")
+    assert brought(ONE)["hydrate.list"].startswith("parbake-hydrate 1")

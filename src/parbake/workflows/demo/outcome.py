@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from parbake.core.model import MIB, Frozen, Image
+from parbake.core.plan import measure
 from parbake.records import Record
 
 STEPS: Final = {
@@ -64,13 +65,14 @@ class Outcome(Frozen):
     def rows(self) -> tuple[tuple[str, str], ...]:
         """Return the table: what, and how much."""
         record, image, verdict = self.record, self.image, self.record.verdict
-        raw = sum(layer.raw_size for layer in image.layers)
+        sizes = measure([image], keep_layers=False)
+        raw = f"{'about ' * sizes.estimated}{sizes.raw / MIB:.0f} MiB"
         how = {"kvm": "with KVM", "tcg": "in emulation", "none": ""}[verdict.accelerator] if verdict else ""
         boot = verdict.boot_seconds if verdict else None
         before = "" if self.changed else " (done before; nothing changed)"
         return (
             ("image", str(image.reference)),
-            ("image size", f"{image.size / MIB:.0f} MiB compressed, {raw / MIB:.0f} MiB unpacked"),
+            ("image size", f"{image.size / MIB:.0f} MiB compressed, {raw} unpacked"),
             ("first result", f"after {self.first_result:.0f} s, all of it after {self.seconds:.0f} s"),
             ("bake, volume", f"{self.volume.seconds:.1f} s{before}"),
             ("  start here, baked", f"{self.here.baked:.1f} s"),
