@@ -10,14 +10,14 @@ from parbake.core.plan import measure
 from parbake.records import Record
 
 STEPS: Final = {
-    "sample": ("Make the sample application's files from Debian packages", 11),
-    "image": ("Build its image and push it to a registry on the loopback", 19),
+    "sample": ("Make the sample application's files from Debian packages", 9),
+    "image": ("Build its image and push it to a registry on the loopback", 22),
     "volume": ("Bake the image into a volume", 1),
-    "here": ("Start it on this machine: from the volume, and from a pull", 11),
-    "base": ("Make a base image of Debian, which was begun meanwhile", 59),
+    "here": ("Start it on this machine: from the volume, and from a pull", 10),
+    "base": ("Make a base image of Debian, which was begun meanwhile", 26),
     "machine": ("Bake the image into a machine image", 9),
-    "boot": ("Boot that without a network, and start the image in it", 42),
-    "pull": ("Pull the image in the same machine, and start it again", 59),
+    "boot": ("Boot that without a network, and start the image in it", 62),
+    "pull": ("Pull the image in the same machine, and start it again", 57),
 }
 """The steps, in order: what is done, and the seconds that it takes (see ``USUAL``; the README has the whole run)."""
 USUAL: Final = "on two cores in emulation, when nothing was made before"
