@@ -17,7 +17,7 @@ export VM_JOBS
 PYTEST = $(BIN)/pytest --dist loadfile --no-loadscope-reorder -ra --cov --durations=10
 
 .PHONY: help setup packages lock lint test .every-test test-plain test-unit demo docs chart fuzz proto release clean
-.PHONY: bench-bake bench-coldstart bench-fleet bench-fleet-kills bench-rebake bench-startup bench-upload
+.PHONY: bench-suggest bench-bake bench-coldstart bench-fleet bench-fleet-kills bench-rebake bench-startup bench-upload
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -102,6 +102,9 @@ FLEET_KILLS ?= 10
 
 bench-fleet-kills: setup ## Bake a large image on a fleet whose worker is killed at random moments (FLEET_KILLS)
 	@$(BIN)/python -m bench.fleet_kills --kills $(FLEET_KILLS)
+
+bench-suggest: setup ## Hold what `parbake suggest` chooses against the best there is, and against whole images
+	@$(BIN)/python -m bench.suggest
 
 COLD_APPS ?= web,potato
 COLD_PROFILES ?= mild,harsh

@@ -34,6 +34,10 @@ EXAMPLES: Final = {
     "plan": "parbake plan",
     "build": "parbake build",
     "bake": "parbake bake\nparbake bake --image registry.example.com/team/app:1.4 -q",
+    "suggest": (
+        "kubectl get events --all-namespaces --output json > events.json\n"
+        "parbake suggest events.json --budget 20 --output node"
+    ),
     "verify": "parbake verify hello",
     "list": "parbake list",
     "show": "parbake show hello",

@@ -47,7 +47,7 @@ class InitImage:
     ``size`` is what travels, in bytes (0: unknown). ``build`` is the folder to build it in, relative to the Bakefile.
     ``uses`` says who runs it, for people, and ``on_every_node`` that a DaemonSet does. ``startup`` are keys that a
     Bakefile takes, ``fill`` variables that are to be filled in, with where they are from, and ``notes`` what else is to
-    be known of how it starts.
+    be known of how it starts. ``layers`` is how many of the lowest are baked (0: all).
     """
 
     reference: Reference
@@ -58,6 +58,7 @@ class InitImage:
     startup: Mapping[str, object] = field(default_factory=dict)
     fill: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    layers: int = 0
 
 
 def starter(images: Sequence[InitImage], *, today: date, settings: Mapping[str, str] | None = None) -> str:
@@ -90,6 +91,8 @@ def _entry(entry: InitImage) -> str:
     size = f" # {human_size(entry.size)} compressed" if entry.size else ""
     reference = entry.reference
     startup = _startup(entry)
+    if entry.layers:
+        return "\n".join([*lines, f"  - reference: {reference}{size}", f"    layers: {entry.layers}"])
     if not entry.build and not startup:
         return "\n".join([*lines, f"  - {reference}{size}"])
     lines.append(f"  - reference: {reference}{size}")

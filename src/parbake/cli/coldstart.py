@@ -249,7 +249,7 @@ def advise(
 
     _PROFILE.need(profile)
     _DRIVE.need(drive)
-    listed = _priced(prices, node_hour)
+    listed = costs.load_prices(prices, node_hour)
     pulls = costs.own_pull(pull_rate) if pull_rate else costs.known_pulls()
     project = Project(file, [selector])
     asked = size is not None or pull_seconds is not None
@@ -324,16 +324,6 @@ def advice_text(advice: Advice, at: Situation | None, prices: Prices) -> str:
     money = f"{prices.currency} a month: the remedy itself, nodes that wait, and both"
     reason = "\n".join(wrapped(f"recommended: {advice.best.name}, because {advice.reason}"))
     return f"{table(facts)}\n\n{remedies}\n\n{money}\n{reason}"
-
-
-def _priced(file: Path | None, node_hour: float | None) -> Prices:
-    from parbake.aws.costs import load_prices
-    from parbake.aws.costs.prices import Price
-
-    listed = load_prices(file)
-    if node_hour is not None:
-        listed = listed.model_copy(update={"node_hour": Price(value=node_hour, unit="node and hour")})
-    return listed
 
 
 @command(progress="plain")

@@ -30,6 +30,9 @@ class Listed(NamedTuple):
 COMMANDS: Final[Mapping[str, Mapping[str, Listed]]] = {
     "Bake": {
         "init": Listed("artefacts", "Write a commented Bakefile that works as it stands."),
+        "suggest": Listed(
+            "suggest", "Suggest what to bake, from what was started: images, and the lowest layers that images share."
+        ),
         "plan": Listed("artefacts", "Show what a bake would do, without doing it."),
         "build": Listed("artefacts", "Build and push the images that have `build`, without baking."),
         "bake": Listed("artefacts", "Bake the images, and prove that they start from the artefact."),

@@ -89,7 +89,7 @@ HERE = (
     ),
     Case(
         "docs/reference/cli.md",
-        shortcuts=frozenset({"init", "bake", "demo", "copy", "fetch", "export", "fleet"}) | ROLLOUTS,
+        shortcuts=frozenset({"init", "bake", "demo", "copy", "fetch", "export", "fleet", "suggest"}) | ROLLOUTS,
         proven=True,
     ),
     Case("docs/how-to/rollout.md", shortcuts=IN_EC2 | ROLLOUTS),
@@ -120,6 +120,7 @@ HERE = (
     Case("docs/how-to/packer.md"),
     Case("docs/how-to/lint.md"),
     Case("docs/how-to/observe.md"),
+    Case("docs/how-to/suggest.md"),
     Case("docs/how-to/other-clouds.md", shortcuts=frozenset({"bake", "export"})),
 )
 CASES = (TUTORIAL, MIGRATE, EKS, KARPENTER, ENGINE, *HERE)
@@ -134,6 +135,7 @@ SHORTCUTS = {
     "demo": "demo) set -- demo --help ;;",
     # Nothing is verified here.
     "export": 'export) case $2 in packer | kubelet-config) ;; *) set -- "$@" --force ;; esac ;;',
+    "suggest": 'suggest) set -- "$@" --help ;;',  # docs/how-to/suggest.md has a history
     "copy": 'copy) set -- "$@" --help ;;',  # there is no AWS here
     "fetch": 'fetch) set -- "$@" --help ;;',  # there is no AWS here
     # Nothing is rolled out here: docs/tutorial-fleet.md does.
@@ -304,29 +306,43 @@ def prepare(document: str, folder: Path, world: World) -> None:
             (folder / ".venv/bin").symlink_to(folder.parent / "bin")
         case "private-registries":
             shutil.copy(world.authority, folder / "company-ca.pem")
-        case "without-root":
-            image = f"{world.hosts['registry.example.com']}/team/app:1.4"
-            (folder / "parbake.yaml").write_text(f"version: 1\nbase: none\nimages: ['{image}']\n")
         case "own-base" | "failed-verification":
             make_node_image(folder)
         case "observe":
             (folder / "artefacts").mkdir()
             records.write(folder / "artefacts", observed.MADE)
             observed.as_files(observed.shop(), folder.parent / "home/cluster")
+        case "suggest":
+            write_pods(folder.parent / "home/cluster", world.hosts["registry.example.com"])
         case "gitops" | "files" | "metrics":  # what is rolled out there
             (folder / "artefacts").mkdir()
             made = clusters.machine_image("node", "ami-0123456789abcdef0")
             records.write(folder / "artefacts", made)
             lies_in(world.cloud, made)
-        case "ec2":  # the Bakefile that the page begins with
-            first = next(block for block in documents.read(ROOT / document) if block.language == "yaml")
-            (folder / "parbake.yaml").write_text(first.text)
+        case "without-root" | "ec2":  # the page begins with a Bakefile, or wants one
+            blocks = (block.text for block in documents.read(ROOT / document) if block.language == "yaml")
+            image = f"{world.hosts['registry.example.com']}/team/app:1.4"
+            text = next(blocks, f"version: 1\nbase: none\nimages: ['{image}']\n")
+            (folder / "parbake.yaml").write_text(text)
         case "clean-up":
             left = folder / "artefacts/.parbake/0123456789ab.1.ffffffff"
             left.mkdir(parents=True)
             (left / "disk.raw").write_bytes(b"half an artefact")
-        case _:
-            pass
+
+
+def write_pods(cluster: Path, registry: str) -> None:
+    """Write what kubectl prints of the pods of two images on three nodes."""
+    pods = [
+        {
+            "metadata": {"namespace": "shop", "name": f"{name}-{node}", "creationTimestamp": at},
+            "spec": {"nodeName": node, "containers": [{"image": f"{registry}/team/{name}"}]},
+        }
+        for node in ("ip-10-0-0-10", "ip-10-0-0-11", "ip-10-0-0-12")
+        for name, at in (("app:1.4", "2026-11-30T08:00:00Z"), ("tool:2", "2026-12-01T08:00:00Z"))
+    ]
+    cluster.mkdir(parents=True, exist_ok=True)
+    for kind in ("pods", "events"):
+        (cluster / f"{kind}.json").write_text(json.dumps({"kind": "List", "items": pods}))
 
 
 def make_node_image(folder: Path) -> None:

@@ -8,21 +8,21 @@ from collections import Counter, defaultdict
 from tests.unit.project.test_structure import _files, _module, _name, _nodes, _wing
 
 LINES = {
-    "aws": 4100,
-    "bakefile": 2970,
+    "aws": 4110,
+    "bakefile": 2980,
     "builders": 4880,
-    "cli": 5770,
+    "cli": 5970,
     "coldstart": 1520,
     "containerd": 2300,
-    "core": 4820,
+    "core": 5080,
     "fleet": 6265,
-    "images": 8530,
+    "images": 8780,
     "machine": 6100,
     "node": 1750,
     "records": 2725,
     "rollouts": 5240,
     "verify": 1735,
-    "workflows": 8885,
+    "workflows": 9030,
 }
 """The most lines of each wing's modules, without those that the protobuf compiler writes."""
 SLACK = 0.94
@@ -35,7 +35,7 @@ MOST_LATE_IMPORTS = 327
 """Imports inside functions, for what most runs never need: ``make bench-startup`` shows what that saves."""
 MOST_BUILDER_NAMES = 8
 """Places where the name of a builder is compared, instead of its traits."""
-MOST_PARSED_REFERENCES = 12
+MOST_PARSED_REFERENCES = 13
 """Places where a text becomes a ``Reference``: the doors. Behind them a name of an image is one."""
 MOST_RAW_NODE_CLASSES = 1
 """Places besides ``NodeClass`` that read the words of a Karpenter node class from its document."""

@@ -35,17 +35,17 @@ class Prices(Frozen):
     node_hour: Price
 
 
-def load_prices(path: Path | None = None) -> Prices:
+def load_prices(path: Path | None = None, node_hour: float | None = None) -> Prices:
     """Return parbake's price list, with what a user's file (JSON, the same keys or plain numbers) says in its place.
 
-    Raises InputError for a file that is none.
+    ``node_hour`` is what a node costs per hour, whatever else says. Raises InputError for a file that is none.
     """
     known = json.loads(_OURS.read_text())
     try:
         own = json.loads(path.read_text()) if path else {}
         for key, value in own.items():
             known[key] = {**known.get(key, {}), "value": value, "source": str(path)} if _number(value) else value
-        return Prices.model_validate(known)
+        prices = Prices.model_validate(known)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}", hint="name a JSON file of prices") from None
     except (ValueError, TypeError, AttributeError, ValidationError) as error:
@@ -54,6 +54,9 @@ def load_prices(path: Path | None = None) -> Prices:
             f"{path} is not a valid price list: {lines}",
             hint=f"keys are {', '.join(known)}; `parbake advise --json` shows all",
         ) from None
+    if node_hour is None:
+        return prices
+    return prices.model_copy(update={"node_hour": Price(value=node_hour, unit="node and hour")})
 
 
 def _number(value: object) -> bool:
