@@ -25,7 +25,7 @@ from tests.aws.rollouts.test_rollouts import group
 from tests.aws.workflows.test_prune import age, image, shelves, there
 
 __all__ = ["shelves"]
-pytestmark = pytest.mark.usefixtures("aws_mock")
+pytestmark = pytest.mark.usefixtures("aws_mock", "made_up_records")
 AT_ONCE, WITH_GRACE = RetentionRules(keep=0, grace=timedelta()), RetentionRules(keep=0, grace=timedelta(days=7))
 
 

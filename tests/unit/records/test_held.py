@@ -54,7 +54,7 @@ DOES_NOT = {
 """Those that are given an artefact, or find it, and work with what is known of it."""
 TAKES_NONE = {
     "init", "plan", "build", "fetch", "schema", "demo", "rollback", "status", "freeze", "thaw", "watch", "fleet", "iam",
-    "observe",
+    "observe", "suggest",
 }  # fmt: skip
 """Those that use no bytes themselves: they ask a registry or a cloud, or call the ones above."""
 
