@@ -61,6 +61,8 @@ class BuilderTraits(NamedTuple):
     """What it makes lies in EC2: an AMI or a snapshot."""
     on_instance: bool = False
     """An instance bakes; else this machine does, and sends what it has made."""
+    runs_packer: bool = False
+    """Packer starts the instance, and leaves things of its own behind where it dies."""
 
     @property
     def sends(self) -> bool:
@@ -73,7 +75,7 @@ BUILDERS: Final = {
     "qemu": BuilderTraits(("debian", "file")),
     "ec2": BuilderTraits(("ami",), in_ec2=True, on_instance=True),
     "ebs": BuilderTraits(("debian", "file", "none", "ami"), in_ec2=True),
-    "packer": BuilderTraits(("ami",), in_ec2=True, on_instance=True),
+    "packer": BuilderTraits(("ami",), in_ec2=True, on_instance=True, runs_packer=True),
 }
 _WHICH = {"ami": "an AMI", "debian": "debian", "file": "a disk image", "none": "none"}
 

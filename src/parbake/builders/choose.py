@@ -19,7 +19,7 @@ def builder_of(bakefile: Bakefile) -> Builder:
 
 def publisher_of(bakefile: Bakefile, *, fresh: bool = False) -> Publisher | None:
     """Return what sends the disk away; None where the artefact is a file. ``fresh`` publishes what exists already."""
-    if bakefile.builder != "ebs":
+    if not bakefile.traits.sends:
         return None
     from parbake.builders.ebs import EbsPublisher
 

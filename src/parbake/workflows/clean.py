@@ -39,7 +39,7 @@ def clean_aws(bakefile_path: Path, events: Events, overrides: Mapping[str, str] 
         busy = leases_of(bakefile)
         home = aws.client("ec2", bakefile.aws.region or "").region
         regions = dict.fromkeys((home, *bakefile.aws.copy_to))
-        wanted = LeftoverFilter(name=bakefile.name, packer=bakefile.builder == "packer", busy=busy, spare=spared.add)
+        wanted = LeftoverFilter(name=bakefile.name, packer=bakefile.traits.runs_packer, busy=busy, spare=spared.add)
         removed = {region: remove(wanted, region, events) for region in regions}
         ended = end_fast_restores(bakefile, events, tuple(regions))
         off = {region: tuple(f"fast-restore:{each}" for each in found) for region, found in ended.items()}

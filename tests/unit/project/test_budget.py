@@ -33,7 +33,7 @@ MOST_NAMED_TWICE = 17
 """Names that public classes of several modules share: a reader of the second thinks of the first."""
 MOST_LATE_IMPORTS = 327
 """Imports inside functions, for what most runs never need: ``make bench-startup`` shows what that saves."""
-MOST_BUILDER_NAMES = 8
+MOST_BUILDER_NAMES = 3
 """Places where the name of a builder is compared, instead of its traits."""
 MOST_PARSED_REFERENCES = 13
 """Places where a text becomes a ``Reference``: the doors. Behind them a name of an image is one."""

@@ -32,7 +32,7 @@ class Additions(NamedTuple):
 
 def additions(scope: Scope) -> Additions:
     """Return what Packer needs besides: a key pair, and for spot a fleet of a launch template."""
-    if scope.bakefile.builder != "packer":
+    if not scope.bakefile.traits.runs_packer:
         return Additions()
     spot = _spot(scope)
     ends = ["CreateTags", "DeleteKeyPair", "DeleteLaunchTemplate", "StopInstances"]
@@ -49,7 +49,7 @@ def additions(scope: Scope) -> Additions:
 
 def statements(scope: Scope) -> Iterator[Policy]:
     """Yield the statements of whoever runs Packer, besides those of whoever bakes on an instance."""
-    if scope.bakefile.builder != "packer":
+    if not scope.bakefile.traits.runs_packer:
         return
     yield allow("MakeTheKey", ["ec2:CreateKeyPair"], scope.ec2("key-pair"), TAGGED)
     if not _spot(scope):

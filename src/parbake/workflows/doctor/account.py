@@ -52,7 +52,8 @@ class AccountFacts(Frozen):
 
     ``problems`` are what a bake would be refused for, ``denied`` the actions that this role may not use, ``types`` the
     architectures of instance types (none: not in the region), ``profile_roles`` how many roles the profile has (-1:
-    there is no such profile), ``closed_subnets`` what subnets without a way out have no endpoint for.
+    there is no such profile), ``closed_subnets`` what subnets without a way out have no endpoint for, ``registers``
+    whether AMIs are registered of snapshots that were sent.
     """
 
     account: str = ""
@@ -62,7 +63,7 @@ class AccountFacts(Frozen):
     base: str = ""
     base_problem: str = ""
     billed: str = ""
-    builder: str = "local"
+    registers: bool = False
     allowed_images: str = ""
     base_allowed: bool | None = None
     wanted_architecture: str = ""
@@ -109,7 +110,11 @@ def _gather(bakefile: Bakefile) -> AccountFacts:
         who = aws.client("sts", home).get_caller_identity()
     except ParbakeError as error:
         return AccountFacts(unreachable=f"{error.message}: {error.hint}" if error.hint else error.message)
-    found: dict[str, Any] = {"account": str(who["Account"]), "caller": str(who["Arn"]), "builder": bakefile.builder}
+    found: dict[str, Any] = {
+        "account": str(who["Account"]),
+        "caller": str(who["Arn"]),
+        "registers": bakefile.traits.sends,
+    }
     found["regions"] = tuple(_region(ask, region) for region in dict.fromkeys((home, *settings.copy_to)))
     found |= _base(ask, bakefile, home)
     if bakefile.traits.on_instance:
@@ -276,7 +281,7 @@ def _judge_region(facts: RegionFacts) -> Iterator[Check]:
 def _judge_base(facts: AccountFacts) -> Iterator[Check]:
     if facts.base_problem:
         yield _check("base", "the AMI to bake onto", ("bake",), "missing", hint=facts.base_problem)
-    elif facts.base and facts.billed and facts.builder == "ebs":
+    elif facts.base and facts.billed and facts.registers:
         hint = "write `builder: ec2`: an AMI that is registered of a snapshot loses its billing data"
         yield _check("base", "the AMI to bake onto", ("bake",), "missing", f"{facts.base}, {facts.billed}", hint)
     elif facts.base:
