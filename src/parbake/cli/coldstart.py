@@ -236,9 +236,10 @@ def advise(
     """Recommend the cheapest remedy for cold volumes, and say why.
 
     It compares doing nothing, hydrate, hydrate with prefetch, the provisioned initialization rate, fast snapshot
-    restore, a gp3 volume with 16,000 IOPS and 1,000 MiB/s, reading everything, and pulls without any bake: by
-    containerd as it is, and by SOCI's parallel pull on AL2023 and Bottlerocket. For each, it shows the time added to a
-    start, and the cost per month including the nodes that wait. If a pull costs less in all, it says not to bake.
+    restore, a gp3 volume with 16,000 IOPS and 1,000 MiB/s for the start alone or for as long as the node lives, reading
+    everything, and pulls without any bake: by containerd as it is, and by SOCI's parallel pull on AL2023 and
+    Bottlerocket. For each, it shows the time added to a start, and the cost per month including the nodes that wait. If
+    a pull costs less in all, it says not to bake.
 
     Without a record, it estimates what pulls cost and how much of it a bake saves: with --size for every kind of pull,
     with --headroom beside nodes that you keep running so that nobody waits.

@@ -16,6 +16,7 @@ from parbake.aws.costs import (
     Prices,
     Pull,
     Situation,
+    Speeds,
     advise,
     estimate,
     known_pulls,
@@ -25,6 +26,7 @@ from parbake.aws.costs import (
 from parbake.aws.costs.advise import raised_hour
 from parbake.aws.costs.prices import Price
 from parbake.aws.costs.rates import PullName
+from parbake.aws.limits import GP3, MOST_GP3, RAISED_GP3, Gp3
 from parbake.cli.coldstart import advice_text
 from parbake.core.errors import InputError
 from parbake.core.model import GIB, MIB
@@ -108,7 +110,38 @@ def test_what_is_known_of_pulls() -> None:
 
 def test_what_a_raised_volume_costs() -> None:
     """13,000 IOPS and 875 MiB/s more: some 100 dollars a month."""
-    assert raised_hour(PRICES) * 730 == pytest.approx(100.0)
+    assert raised_hour(RAISED_GP3, PRICES) * 730 == pytest.approx(100.0)
+
+
+@pytest.mark.parametrize(
+    ("gib", "most"), [(1, Gp3(3_000, 750)), (8, Gp3(4_000, 1_000)), (16, Gp3(8_000, 2_000)), (160, MOST_GP3)]
+)
+def test_how_far_a_gp3_volume_of_a_size_can_be_raised(gib: int, most: Gp3) -> None:
+    assert MOST_GP3.within(gib) == most
+    assert GP3.within(gib) == GP3
+
+
+def test_a_boost_is_paid_by_the_second_and_for_a_minute_at_least() -> None:
+    """Twenty thousand starts: a minute each, where the node's eight hours would cost 480 times as much."""
+    at = VLLM.model_copy(update={"launches": 20_000, "boot": 0.0})
+    found = {each.name: each for each in advise(at, SPEEDS["mild"], PRICES).remedies}
+    kept = found["nothing"].cost
+    minute, life = found["boost"].cost - kept, found["gp3"].cost - kept
+    assert minute == pytest.approx(20_000 * 30 / 60 * raised_hour(RAISED_GP3, PRICES), abs=0.01)
+    assert life / minute == pytest.approx(480, rel=0.001)
+
+
+def test_a_boost_is_worth_its_price_where_the_throughput_is_what_starts_wait_for() -> None:
+    """A start that reads 8 GiB once: the disk's 125 MiB/s are the limit, so long as first touches are no other."""
+    at = VLLM.model_copy(update={"hot": 8 * GIB, "read": 8 * GIB, "reads": 66_000, "launches": 500})
+    fast = Speeds(latency=0.001, cold_rate=2_000)
+    found = {each.name: each for each in advise(at, fast, PRICES).remedies}
+    assert found["hydrate-prefetch"].seconds == pytest.approx(8 * 1024 / 125 - 20, abs=0.1)
+    assert found["boost"].seconds == 0
+    assert advise(at, fast, PRICES).best.name == "boost"
+    assert "nobody has seen yet" in found["boost"].note
+    slow = {each.name: each for each in advise(at, SPEEDS["harsh"], PRICES).remedies}
+    assert slow["boost"].seconds == slow["hydrate-prefetch"].seconds
 
 
 def test_memory_is_what_makes_the_difference() -> None:
@@ -177,7 +210,7 @@ situations = st.builds(
 @given(situations, st.sampled_from(sorted(SPEEDS)))
 def test_the_recommended_is_never_noticeably_worse(situation: Situation, profile: str) -> None:
     advice = advise(situation, SPEEDS[profile], PRICES)
-    assert len({remedy.name for remedy in advice.remedies}) == 7 + 3 - (situation.drive != "gp3")
+    assert len({remedy.name for remedy in advice.remedies}) == 8 + 3 - 2 * (situation.drive != "gp3")
     cheapest = min(advice.remedies, key=lambda remedy: remedy.total)
     worth = 0.6 / 3600 * PRICES.node_hour.value * situation.launches * 30 + 0.05
     assert advice.best.total <= cheapest.total + worth

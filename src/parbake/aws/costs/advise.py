@@ -16,12 +16,14 @@ from typing import Literal
 from pydantic import Field
 
 from parbake.aws.costs.prices import Prices
-from parbake.aws.costs.rates import DRIVES, RAISED, Pull, PullName, Speeds, VolumeKind, known_pulls
+from parbake.aws.costs.rates import DRIVES, Pull, PullName, Speeds, VolumeKind, kind_of, known_pulls
 from parbake.aws.costs.restore_credits import bucket, refill
+from parbake.aws.limits import GP3, MOST_GP3, RAISED_GP3, Gp3
 from parbake.core.model import GIB, MIB, Frozen
 
 Name = (
-    Literal["nothing", "hydrate", "hydrate-prefetch", "rate", "fsr", "gp3", "full-read", "headroom", "bake"] | PullName
+    Literal["nothing", "hydrate", "hydrate-prefetch", "boost", "rate", "fsr", "gp3", "full-read", "headroom", "bake"]
+    | PullName
 )
 _DAYS = 30
 _HOURS = 24
@@ -29,10 +31,11 @@ _HOURS_A_MONTH = 730  # as AWS counts
 _RATE = 300  # MiB/s: the highest initialization rate
 _IN_FLIGHT = 32
 _EQUAL = 0.5  # seconds that nobody notices
+_LEAST_BILLED = 60  # seconds (Amazon EBS pricing: by the second, at least a minute)
 # Of remedies that are alike the first: what needs nothing at all, then what needs a program, then what is paid for.
 _SIMPLEST = (
-    "pull", "nothing", "hydrate-prefetch", "hydrate", "pull-soci-bottlerocket", "pull-soci-al2023", "rate", "full-read",
-    "gp3", "fsr",
+    "pull", "nothing", "hydrate-prefetch", "hydrate", "pull-soci-bottlerocket", "pull-soci-al2023", "boost", "rate",
+    "full-read", "gp3", "fsr",
 )  # fmt: skip
 
 
@@ -133,17 +136,16 @@ def estimate(
     return Advice(remedies=(best, *others), reason=reason)
 
 
-def raised_hour(prices: Prices) -> float:
-    """Return what it costs an hour to give a gp3 volume the operations and throughput of ``gp3-raised``."""
-    least, most = DRIVES["gp3"], DRIVES[RAISED]
-    month = (most.operations - least.operations) * prices.gp3_iops_month.value
-    month += (most.throughput - least.throughput) * prices.gp3_throughput_month.value
+def raised_hour(gp3: Gp3, prices: Prices) -> float:
+    """Return what it costs an hour to give a gp3 volume more than it has by itself."""
+    month = (gp3.iops - GP3.iops) * prices.gp3_iops_month.value
+    month += (gp3.throughput - GP3.throughput) * prices.gp3_throughput_month.value
     return month / _HOURS_A_MONTH
 
 
-def _raised_month(at: Situation, prices: Prices) -> float:
-    """Return what that costs for all nodes of a month; nothing where they have it anyway."""
-    return at.launches * _DAYS * at.lifetime * raised_hour(prices) if at.drive == "gp3" else 0.0
+def _raised_month(gp3: Gp3, at: Situation, prices: Prices) -> float:
+    """Return what that costs for all nodes of a month, as long as they live; nothing where they have it anyway."""
+    return at.launches * _DAYS * at.lifetime * raised_hour(gp3, prices) if at.drive == "gp3" else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +171,7 @@ def _times(at: Situation, speeds: Speeds, drive: VolumeKind) -> _Times:
 
 
 def _baked(at: Situation, speeds: Speeds, prices: Prices) -> list[Remedy]:
-    drive = DRIVES[at.drive]
-    times, raised = _times(at, speeds, drive), _times(at, speeds, DRIVES[RAISED])
+    times = _times(at, speeds, DRIVES[at.drive])
     kept = at.data / GIB * prices.snapshot_gib_month.value
     kept += at.bakes * at.bake_minutes / 60 * prices.node_hour.value
     fully = max(0.0, at.data / MIB / speeds.cold_rate - at.boot)
@@ -204,16 +205,37 @@ def _baked(at: Situation, speeds: Speeds, prices: Prices) -> list[Remedy]:
         ),
     ]
     if at.drive == "gp3":
-        cost, note = kept + _raised_month(at, prices), "16,000 IOPS and 1,000 MiB/s: cold blocks are as slow"
-        found.append(_remedy("gp3", times.lazily + raised.loaded, cost, at.launches, prices, note))
+        raised, most = (each.within(-(-at.volume // GIB)) for each in (RAISED_GP3, MOST_GP3))
+        boosts = (_boost(gp3, at, speeds, prices, kept, hydrated) for gp3 in (raised, most))
+        found.append(min(boosts, key=lambda remedy: remedy.total))
+        cost, seconds = kept + _raised_month(raised, at, prices), _times(at, speeds, kind_of(raised)).loaded
+        note = f"{raised}: cold blocks are as slow"
+        found.append(_remedy("gp3", times.lazily + seconds, cost, at.launches, prices, note))
     return found
+
+
+def _boost(gp3: Gp3, at: Situation, speeds: Speeds, prices: Prices, kept: float, otherwise: float) -> Remedy:
+    """Return what it is to launch a volume raised and to take it back once its files are in memory.
+
+    ``otherwise`` are the seconds of a start that finds nothing in memory. First touches count as on any volume, and the
+    bill ends with the prefetch.
+    """
+    remembered = _times(at, speeds, kind_of(gp3)).remembered
+    raised = max(_LEAST_BILLED, at.boot + remembered)  # seconds
+    once = raised / 3600 * raised_hour(gp3, prices)
+    note = (
+        f"{gp3} for {raised:.0f} s, {once:.4f} a start; nobody has seen yet whether EBS takes that back while the "
+        "volume initializes, after how long, and whether first touches are faster: counted as if they were not"
+    )
+    seconds, cost = min(remembered, otherwise), kept + at.launches * _DAYS * once
+    return _remedy("boost", seconds, cost, at.launches, prices, note)
 
 
 def _pulled(at: Situation, prices: Prices, pulls: Sequence[Pull]) -> list[Remedy]:
     """Return each kind of pull; one that needs a volume which nodes do not have pays for it."""
     found = []
     for pull in pulls:
-        cost = _raised_month(at, prices) if pull.raised else 0.0
+        cost = _raised_month(RAISED_GP3, at, prices) if pull.raised else 0.0
         note = f"no bake: {pull.what}" + (", on gp3 with 1,000 MiB/s" if pull.raised else "")
         found.append(_remedy(pull.name, pull.seconds(at.transfer), cost, at.launches, prices, note))
     return found

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field, TypeAdapter
 
+from parbake.aws.limits import GP3, RAISED_GP3, Gp3
 from parbake.core.model import Frozen
 
 _PULLS = Path(__file__).with_name("pulls.json")
@@ -37,10 +38,14 @@ class VolumeKind(Frozen):
     throughput: float = Field(default=125.0, gt=0)
 
 
-RAISED = "gp3-raised"
+def kind_of(gp3: Gp3) -> VolumeKind:
+    """Return how a gp3 volume that is given so much answers: no read of it is quicker, only more of them at a time."""
+    return VolumeKind(operations=gp3.iops, throughput=gp3.throughput)
+
+
 DRIVES = {
-    "gp3": VolumeKind(),
-    RAISED: VolumeKind(operations=16_000, throughput=1_000.0),
+    "gp3": kind_of(GP3),
+    "gp3-raised": kind_of(RAISED_GP3),
     "io2": VolumeKind(latency=0.0003, operations=16_000, throughput=1_000.0),
 }
 
