@@ -14,7 +14,7 @@ from parbake.bakefile.aws import AwsSection
 from parbake.bakefile.bases import BaseChoice, BaseText
 from parbake.bakefile.proof import RetentionSection, SignSection, VerifySection
 from parbake.bakefile.sections import ArtefactText, Build, Image, RegistryText, Section, Via
-from parbake.bakefile.targets import TargetText, distinct
+from parbake.bakefile.targets import Target, TargetText, distinct
 from parbake.bakefile.values import (
     Duration,
     FolderToBe,
@@ -251,6 +251,18 @@ class Bakefile(Section):
             raise wrong(
                 "needs `trust`: parbake checks a record's signature before it signs a new verdict",
                 "write trust: [FILE], with the public half of the key",
+            )
+        return value
+
+    @check("rollout")
+    @classmethod
+    def _fast_somewhere(cls, value: tuple[Target, ...], info: ValidationInfo) -> tuple[Target, ...]:
+        aws: AwsSection | None = info.data.get("aws")
+        wanted = next((target.name for target in value if target.remedy == "fsr"), "")
+        if aws and wanted and not (aws.fast_snapshot_restore and aws.fast_snapshot_restore.at == "rollout"):
+            raise wrong(
+                f"{wanted} says remedy: fsr, and `aws.fast_snapshot_restore` does not say where",
+                "write fast_snapshot_restore: {zones: [ZONE], at: rollout} below aws",
             )
         return value
 

@@ -31,7 +31,7 @@ BAKEFILE = Format(
     schema=schema,
     not_text=frozenset({
         "version", "keep_layers", "layers", "also_by_digest", "plain_http", "create", "scan_on_push", "immutable_tags",
-        "tcp", "port", "credits", "iops", "throughput", "encrypted", "initialization_rate", "hydrate", "mount",
+        "tcp", "port", "credits", "iops", "throughput", "encrypted", "initialization_rate", "mount",
         "healthy", "batch", "auto_rollback", "force", "respect_pdb", "keep", "keep_store", "read_only", "min_hit_rate",
         "pods",
     }),

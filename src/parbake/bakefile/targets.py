@@ -13,6 +13,12 @@ _DEVICE = r"/dev/(sd[a-z][0-9]{0,2}|xvd[a-z]{1,2}[0-9]{0,2})"
 _PARAMETER = r"/?[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*"
 ROLE = r"arn:aws[a-z-]*:iam::[0-9]{12}:role/[\w+=,.@/-]+"
 _EXTERNAL = r"[\w+=,.@:/-]{2,1224}"
+RemedyName = Literal["nothing", "hydrate", "rate", "gp3", "fsr"]
+"""What can be done about cold blocks, as targets say it and as ``parbake.aws.costs`` compares it."""
+RAISED_GP3 = {"throughput": 1000, "iops": 16000}
+"""What ``gp3`` among them means, in EC2's words."""
+FASTEST_RATE = 300
+"""What ``rate`` means where a target says no other, in MiB/s: the fastest that EBS sells."""
 _KINDS = ("karpenter", "gitops", "asg", "nodegroup", "ocean", "ssm", "file")
 
 
@@ -108,23 +114,44 @@ class _WithVolume(_Mounting):
         return {name: value for name in ("throughput", "iops") if (value := getattr(self, name))}
 
 
-class KarpenterTarget(_WithVolume):
+class _WithRemedy(_WithVolume):
+    """What node classes say of the remedy for a volume's cold blocks: one, in the words of `parbake advise`."""
+
+    remedy: RemedyName | None = None
+    """What is done about blocks that a new volume has yet to load: `nothing`, `hydrate` (the nodes' user data loads
+    early what the images' starts read), `rate` (EBS loads all, at `initialization_rate`), `gp3` (16,000 IOPS and 1,000
+    MiB/s, unless the target says others) or `fsr` (`aws.fast_snapshot_restore` says where). Default: nothing, and
+    `aws.fast_snapshot_restore` where it is."""
+    initialization_rate: Annotated[int, Field(ge=100, le=300)] | None = None
+    """With `remedy: rate`: the MiB/s (`volumeInitializationRate`, Karpenter v1.5). Default: 300."""
+
+    @property
+    @override
+    def performance(self) -> dict[str, int]:
+        """The volume's speed, in EC2's words, raised where that is the remedy."""
+        return {**(RAISED_GP3 if self.remedy == "gp3" else {}), **super().performance}
+
+    @check("initialization_rate")
+    @classmethod
+    def _of_its_remedy(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value and info.data.get("remedy", "rate") != "rate":
+            raise wrong("a rate has no effect without its remedy", "write remedy: rate beside it")
+        return value
+
+
+class KarpenterTarget(_WithRemedy):
     """A node class of Karpenter, in a cluster that `kubectl` reaches. It is written to directly."""
 
     nodeclass: ResourceName
     """The name of the EC2NodeClass (or of the AWSNodeTemplate, before v0.32)."""
     context: Annotated[str, text_schema()] = ""
     """kubectl's context. Default: its current one."""
-    initialization_rate: Annotated[int, Field(ge=100, le=300)] | None = None
-    """Load snapshots at this rate, in MiB/s, instead of lazily (`volumeInitializationRate`, Karpenter v1.5)."""
     tag: Tag | None = None
     """Let the node class choose the machine image by this tag, as KEY=VALUE: a rollout moves it to its image."""
     parameter: Parameter | None = None
     """Let the node class choose the machine image by this parameter of Systems Manager (`ssmParameter`, Karpenter
     v1.4): a rollout puts its image there."""
 
-    hydrate: bool = False
-    """Put into the node class's user data what loads the blocks early that the images' starts read."""
     keep_store: bool = False
     """Put into the node class's user data that nodeadm leaves containerd's store where it is
     (`localStorage.disabledMounts: [Containerd]`): for `instanceStorePolicy: RAID0` on Amazon Linux 2023."""
@@ -142,7 +169,7 @@ class KarpenterTarget(_WithVolume):
         return value
 
 
-class GitopsTarget(_WithVolume):
+class GitopsTarget(_WithRemedy):
     """A node class in a manifest file of a repository. The file is edited; the cluster is never touched."""
 
     file: File
@@ -157,10 +184,6 @@ class GitopsTarget(_WithVolume):
     """For values of a Helm chart: the path of the snapshot's id."""
     user_data_at: Annotated[str, text_schema()] = ""
     """For values of a Helm chart: the path of the nodes' user data, which gets what mounts the volume."""
-    initialization_rate: Annotated[int, Field(ge=100, le=300)] | None = None
-    """As in `karpenter`."""
-    hydrate: bool = False
-    """As in `karpenter`."""
     keep_store: bool = False
     """As in `karpenter`."""
 
@@ -328,6 +351,11 @@ class Target(Section):
     def kind(self) -> str:
         """The name of the kind, such as ``karpenter``."""
         return next(kind for kind in _KINDS if getattr(self, kind) is not None)
+
+    @property
+    def remedy(self) -> RemedyName | None:
+        """What it says is done about cold blocks; None: nothing, where its kind has no such key."""
+        return self.options.remedy if isinstance(self.options, _WithRemedy) else None
 
     @property
     def options(self) -> Kind:

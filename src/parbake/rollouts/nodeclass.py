@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
-from parbake.bakefile.targets import GitopsTarget, KarpenterTarget
+from parbake.bakefile.targets import FASTEST_RATE, RAISED_GP3, GitopsTarget, KarpenterTarget
 from parbake.core.errors import InputError
 from parbake.core.families import AL2, ASSUMED, BOTTLEROCKET, BY_WORD, FAMILIES, NodeFamily, family_of
 from parbake.core.model import GIB
@@ -36,6 +36,7 @@ from parbake.rollouts.protocol import (
 ANNOTATION = f"{OWNER}/rollout"
 """What was held before: JSON on the node class itself, so that a rollback works from any machine."""
 
+_RATE = "volumeInitializationRate"
 _FIELDS = ("amiFamily", "amiSelectorTerms", "amiSelector", "blockDeviceMappings")
 
 
@@ -180,7 +181,7 @@ def decide(
     offer: Offer,
     *,
     device: str,
-    disk: Mapping[str, int],
+    disk: Mapping[str, int | None],
     selector: AmiSelector | None = None,
     hydrate: bool = False,
     keep_store: bool = False,
@@ -190,8 +191,9 @@ def decide(
     With ``hydrate`` the offer's hydrate part goes into its user data; without, one that is there is taken out. So does
     the part that mounts a volume, and goes where the offer has none for its volume; and with ``keep_store`` the part
     that keeps nodeadm from moving containerd's store to local disks. ``disk`` is what the volume's mapping says of its
-    speed, in Karpenter's words. With ``selector`` its term is that, and where the term points to is changed by the
-    caller. Raises InputError for an AWSNodeTemplate then, and for user data of no known kind.
+    speed, in Karpenter's words; None takes out what an earlier remedy put there. With ``selector`` its term is that,
+    and where the term points to is changed by the caller. Raises InputError for an AWSNodeTemplate then, and for user
+    data of no known kind.
     """
     after = copy.deepcopy(dict(node_class.spec))
     cautions: list[str] = []
@@ -237,16 +239,22 @@ class NodeClassOptions(TypedDict):
     """What a target says of how its node class takes an offer; the keyword arguments of ``decide``."""
 
     device: str
-    disk: Mapping[str, int]
+    disk: Mapping[str, int | None]
     hydrate: bool
     keep_store: bool
 
 
 def options_of(target: KarpenterTarget | GitopsTarget) -> NodeClassOptions:
     """Return what a target says; of its volume's speed in Karpenter's words."""
-    rate = target.initialization_rate
-    disk = {**target.performance, **({"volumeInitializationRate": rate} if rate else {})}
-    return NodeClassOptions(device=target.device, disk=disk, hydrate=target.hydrate, keep_store=target.keep_store)
+    disk: dict[str, int | None] = dict(target.performance)
+    if target.remedy == "rate":
+        disk[_RATE] = target.initialization_rate or FASTEST_RATE
+    elif target.remedy:
+        disk[_RATE] = None
+    if target.remedy and not target.performance:
+        disk |= dict.fromkeys(RAISED_GP3)
+    hydrate = target.remedy == "hydrate"
+    return NodeClassOptions(device=target.device, disk=disk, hydrate=hydrate, keep_store=target.keep_store)
 
 
 def _change(
@@ -312,7 +320,7 @@ def _take_image(
         spec["amiSelectorTerms"] = wanted
 
 
-def _take_disks(spec: dict[str, Any], offer: Offer, device: str, settings: Mapping[str, int]) -> list[str]:
+def _take_disks(spec: dict[str, Any], offer: Offer, device: str, settings: Mapping[str, int | None]) -> list[str]:
     """Map the volume's snapshot, and see to it that no disk is smaller than what it is made from; return cautions."""
     family, disks = _family(spec), copy.deepcopy(list(spec.get("blockDeviceMappings") or []))
     root, defaults = family.root, family.disks
@@ -330,7 +338,7 @@ def _take_disks(spec: dict[str, Any], offer: Offer, device: str, settings: Mappi
 
 
 def _take_volume(
-    disks: list[dict[str, Any]], family: NodeFamily, offer: Offer, device: str, settings: Mapping[str, int]
+    disks: list[dict[str, Any]], family: NodeFamily, offer: Offer, device: str, settings: Mapping[str, int | None]
 ) -> list[str]:
     """Map the volume's snapshot under its device; return cautions."""
     cautions: list[str] = []
@@ -351,7 +359,12 @@ def _take_volume(
             f"the node class maps no root disk, so Karpenter takes {device} for the nodes' ephemeral storage: it gets "
             f"the {ASSUMED} GiB that Karpenter assumed before; map the root disk, with `rootVolume: true`, to say it"
         )
-    ebs |= settings
+    gone = {key for key, value in settings.items() if value is None}
+    if not RAISED_GP3.items() <= ebs.items():  # somebody's own, and no remedy's
+        gone -= set(RAISED_GP3)
+    for key in gone:
+        ebs.pop(key, None)
+    ebs |= {key: value for key, value in settings.items() if value is not None}
     return cautions
 
 

@@ -9,7 +9,7 @@ from tests.unit.project.test_structure import _files, _module, _name, _nodes, _w
 
 LINES = {
     "aws": 4110,
-    "bakefile": 2980,
+    "bakefile": 3020,
     "builders": 4880,
     "cli": 5970,
     "coldstart": 1520,
@@ -20,7 +20,7 @@ LINES = {
     "machine": 6100,
     "node": 1750,
     "records": 2725,
-    "rollouts": 5240,
+    "rollouts": 5250,
     "verify": 1735,
     "workflows": 9030,
 }

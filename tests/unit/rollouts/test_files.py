@@ -155,7 +155,7 @@ def test_what_loads_the_hot_blocks_in_a_file(here: Path, capsys: pytest.CaptureF
     assert script in text
     (here / "gpu.yaml").write_text(text)
     data = volume("data", "snap-9")
-    project(here, [{"gitops": {"file": "gpu.yaml", "hydrate": True}}], data)
+    project(here, [{"gitops": {"file": "gpu.yaml", "remedy": "hydrate"}}], data)
     trace = Trace(size=1 << 30, parts=(Part(name="a", reads=(Read(0, 8, 8),)),))
     write_trace(here / "artefacts" / data.artefact, data, trace)
     code, done = parbake(capsys, "rollout", data.key)

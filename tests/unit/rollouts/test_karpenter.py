@@ -174,8 +174,10 @@ def test_two_architectures_of_one_node_class(
         ((arm.key, DATA.key), "all nodes of a target get the same volume"),
     ):
         refused(parbake(capsys, "rollout", *selectors), 2, says)
-    project(tmp_path, [{"name": "gpu", "karpenter": {"nodeclass": "gpu", "hydrate": True}}])
-    refused(parbake(capsys, "rollout", FIRST.key, arm.key), 2, "`hydrate` loads the blocks of one machine image")
+    project(tmp_path, [{"name": "gpu", "karpenter": {"nodeclass": "gpu", "remedy": "hydrate"}}])
+    refused(
+        parbake(capsys, "rollout", FIRST.key, arm.key), 2, "`remedy: hydrate` loads the blocks of one machine image"
+    )
     for target in ({"karpenter": {"nodeclass": "gpu", "parameter": "/gpu"}}, {"file": "image.json"}):
         project(tmp_path, [target])
         refused(parbake(capsys, "rollout", FIRST.key, arm.key), 2, "it takes one machine image")
@@ -221,7 +223,7 @@ def test_what_loads_the_hot_blocks_comes_with_the_volume(
     for _ in range(3):  # a node each time, to run that
         cluster.step()
     cluster.replaced.clear()
-    target = {"name": "gpu", "karpenter": {"nodeclass": "gpu", "hydrate": True}}
+    target = {"name": "gpu", "karpenter": {"nodeclass": "gpu", "remedy": "hydrate"}}
     project(tmp_path, [target], DATA)
     code, error = parbake(capsys, "rollout", DATA.key, *QUICK)
     assert (code, error["error"]) == (2, "InputError")

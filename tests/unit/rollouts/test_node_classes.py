@@ -10,14 +10,15 @@ import copy
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from parbake.bakefile.targets import KarpenterTarget, RemedyName
 from parbake.core.errors import InputError
 from parbake.core.model import GIB
 from parbake.rollouts import Change, Offer
-from parbake.rollouts.nodeclass import ANNOTATION, NodeClass, decide, decide_rollback
+from parbake.rollouts.nodeclass import ANNOTATION, NodeClass, decide, decide_rollback, options_of
 from parbake.rollouts.userdata import KEEP_STORE, with_parts
 from standins.kubernetes import schemas
 from standins.kubernetes.resolving import ephemeral_storage
@@ -385,6 +386,32 @@ def test_what_is_written_into_a_node_class(case: str) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
     assert path.read_text() == text
+
+
+REMEDIES = [{"remedy": name} for name in get_args(RemedyName)] + [{"remedy": "rate", "initialization_rate": 150}]
+
+
+@pytest.mark.parametrize("first", REMEDIES, ids=str)
+def test_a_remedy_replaces_the_one_before_it(first: dict[str, Any]) -> None:
+    found = node_class(amiSelectorTerms=[{"alias": "al2023@latest"}])
+    for second in REMEDIES:
+        specs = []
+        for each in ((second,), (first, second)):
+            now = found
+            for remedy in each:
+                target = KarpenterTarget.model_validate({"nodeclass": "gpu", **remedy})
+                now = merge(now, decide(NodeClass(now), HOT, **options_of(target)).payload)
+            allowed(NEW, now)
+            specs.append(now["spec"])
+        assert specs[0] == specs[1], f"{second} after {first}"
+
+
+def test_a_remedy_leaves_the_speed_that_somebody_gave_a_volume() -> None:
+    own = disk("/dev/xvdb", "100Gi", snapshotID="snap-0", throughput=1000, iops=10_000)
+    found = node_class(amiSelectorTerms=[{"alias": "al2023@latest"}], blockDeviceMappings=[own])
+    target = KarpenterTarget(nodeclass="gpu", remedy="nothing")
+    after = merge(found, decide(NodeClass(found), HOT, **options_of(target)).payload)
+    assert after["spec"]["blockDeviceMappings"][0]["ebs"]["iops"] == 10_000
 
 
 LAB = VOLUME.model_copy(update={"snapshot_size": 8 * GIB})

@@ -146,7 +146,7 @@ def test_a_manifest_that_leads_out_of_its_repository_is_not_edited(
     edit = Edit(name, CLASS, CLASS + "spec: {}\n")
     with pytest.raises(InputError, match="leads to"):
         gitops.write(repository.folder, edit)
-    target: Any = type("Target", (), {"file": repository.folder / name, "branch": "", "device": "", "hydrate": False})
+    target: Any = type("Target", (), {"file": repository.folder / name, "branch": "", "device": "", "remedy": None})
     with pytest.raises(InputError, match="leads to"):
         NodeClassFile(target).status()
     assert (outside / "class.yaml").read_text() == CLASS

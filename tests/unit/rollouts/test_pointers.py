@@ -249,7 +249,7 @@ def test_a_field_that_the_cluster_does_not_know_is_said_before_anything_is_writt
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = machine_image("first", register("first"), region=REGION)
-    rate = {"name": "gpu", "karpenter": {"nodeclass": "gpu", "initialization_rate": 300}}
+    rate = {"name": "gpu", "karpenter": {"nodeclass": "gpu", "remedy": "rate"}}
     with serving(tmp_path, BOTH) as server:
         use(server, monkeypatch)
         for key in [each for each in server.store.kinds if each[1] == "v1" and each[0]]:

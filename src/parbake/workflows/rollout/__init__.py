@@ -323,7 +323,8 @@ def _hand_over(
         if each.change.diff and not options.dry_run:
             events.note(f"{each.config.name}: {each.change.before} -> {each.change.after}\n{each.change.diff}")
     if warming:
-        warming.begin(dict.fromkeys(each.region for each in decided if not each.change.empty), dry_run=options.dry_run)
+        warm = (each for each in decided if not each.change.empty and each.config.remedy in {None, "fsr"})
+        warming.begin(dict.fromkeys(each.region for each in warm), dry_run=options.dry_run)
     if options.dry_run:
         return tuple(
             TargetResult(each.config.name, each.config.kind, each.change, canary=each.canary) for each in decided
@@ -335,7 +336,7 @@ def _handed(each: _Decided, events: Events, options: RolloutOptions, warming: Wa
     """Write a target, follow its nodes, and let their first pods decide where it has a canary."""
     interrupts.resume()
     written = not each.change.empty
-    if written and warming:
+    if written and warming and each.config.remedy in {None, "fsr"}:
         warming.pace(each.region)
     if written:
         _write(f"write-{each.config.name}", f"Write {each.change.where}", each.target, each.change, events)

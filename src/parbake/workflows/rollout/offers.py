@@ -98,15 +98,15 @@ def hydrate_part(located: Iterable[tuple[Path, Record]]) -> str:
         return ""
     if not volumes and len(found) > 1:
         raise InputError(
-            "`hydrate` loads the blocks of one machine image, and the records are of several",
-            hint="bake them with --rehearse, which puts the service into each; or remove `hydrate`",
+            "`remedy: hydrate` loads the blocks of one machine image, and the records are of several",
+            hint="bake them with --rehearse, which puts the service into each; or choose another remedy",
         )
     ((artefact, record),) = volumes or found
     try:
         return user_data(hydrate_list(trace_of(artefact, record)))
     except InputError as error:
         raise InputError(
-            f"{error.message}, and a target says `hydrate`", hint=f"{error.hint}; or remove `hydrate`"
+            f"{error.message}, and a target says `remedy: hydrate`", hint=f"{error.hint}; or choose another remedy"
         ) from None
 
 
@@ -123,7 +123,7 @@ def with_mount(offered: Offer, found: Sequence[Record], config: Target) -> Offer
 
 def hydrates(config: Target) -> bool:
     """Whether a target wants user data that loads hot blocks."""
-    return bool(getattr(config.options, "hydrate", False))
+    return config.remedy == "hydrate"
 
 
 def _one_region(found: Sequence[Record]) -> str:
