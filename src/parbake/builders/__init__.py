@@ -32,13 +32,15 @@ if TYPE_CHECKING:
 class ParentVolume:
     """An earlier volume of the same Bakefile to start from: its name, file, and the list of its blocks.
 
-    ``memory`` may spare the comparison of the two (None: every byte is compared).
+    ``memory`` may spare the comparison of the two (None: every byte is compared). ``saves`` is how many seconds writing
+    its layers would take, as the last whole bake tells; None where none does.
     """
 
     name: str
     path: Path
     blocks: BlockList
     memory: Memory | None = None
+    saves: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

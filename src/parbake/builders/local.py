@@ -102,9 +102,13 @@ def _start_from_parent(volume: Path, plan: Plan, ingredients: Ingredients) -> Di
     second = None
     try:
         with events.stage("copy", f"Copy {parent.name}"):
-            second = disk.copy_listed(parent.path, volume, parent.blocks, events, memory=parent.memory)
+            second = disk.copy_listed(
+                parent.path, volume, parent.blocks, events, memory=parent.memory, saves=parent.saves
+            )
         built = _write_ext4(volume, plan, ingredients, parent, second=second)
         _check(volume, plan, events)
+    except disk.CopyTakesLonger as error:
+        events.note(f"making a new volume without {parent.name}: {error.message} ({error.hint})")
     except (ForeignVolume, ArtefactFull) as error:
         events.note(f"{parent.name} cannot be the base of this volume ({error.message}): making a new one")
     except disk.NotAsListed as error:

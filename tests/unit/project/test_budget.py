@@ -10,19 +10,19 @@ from tests.unit.project.test_structure import _files, _module, _name, _nodes, _w
 LINES = {
     "aws": 4110,
     "bakefile": 3020,
-    "builders": 4880,
+    "builders": 4890,
     "cli": 5970,
     "coldstart": 1520,
     "containerd": 2300,
     "core": 5080,
     "fleet": 6265,
     "images": 8780,
-    "machine": 6100,
+    "machine": 6130,
     "node": 1750,
     "records": 2725,
     "rollouts": 5250,
     "verify": 1735,
-    "workflows": 9030,
+    "workflows": 9060,
 }
 """The most lines of each wing's modules, without those that the protobuf compiler writes."""
 SLACK = 0.94

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import mmap
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from parbake import records
 from parbake.core.events import Events
-from parbake.core.model import EBS_BLOCK, Platform, Verdict
+from parbake.core.model import EBS_BLOCK, GIB, MIB, Platform, Verdict
 from parbake.machine import disk
-from parbake.machine.disk import Memory, NotAsListed, block_list, copy_listed
+from parbake.machine.disk import CopyTakesLonger, Memory, NotAsListed, block_list, copy_listed, inherit
 from parbake.records import Blocks, Record
 from parbake.workflows.bake import ancestry
 from standins.plans import digest, image, layer, plan
@@ -78,6 +79,43 @@ def test_a_record_under_another_name_names_no_parent(tmp_path: Path) -> None:
     made = _baked(tmp_path, passed=True)
     (tmp_path / made.file_name).rename(tmp_path / "other.json")
     assert _parent(tmp_path, verify=False) == ""
+
+
+def test_the_last_whole_bake_tells_what_an_earlier_volume_saves(tmp_path: Path) -> None:
+    """Of its two layers (10 MiB and 1000 bytes), which took a second for each of its MiB, the plan has the first."""
+    made = _baked(tmp_path, passed=None)
+    size = 10 * MIB + 1000
+    whole = made.model_copy(update={"timings": {"fill": size / MIB - 1, "format": 1.0, "digest": 100.0}})
+    slow = made.model_copy(update={"timings": {"fill": 1000.0}})
+    again = made.model_copy(update={"timings": {"fill": 0.1, "copy": 9.0}, "parent": "node-0.raw"})
+    wanted = plan(images=(image(layers=(KEPT, layer("new", size=1000))),))
+    saved = ancestry.seconds_saved(wanted, made, [slow, whole, again])
+    assert saved == pytest.approx(10.0)
+    assert ancestry.seconds_saved(wanted, made, [again]) is None
+    assert ancestry.seconds_saved(plan(name="other"), made, [whole]) is None
+
+
+@pytest.mark.parametrize(
+    ("size", "rate", "saves", "copied"), [(4, 1, 5.0, True), (4, 1, 3.0, False), (4, 2, 3.0, True)]
+)
+def test_a_copy_is_made_where_it_takes_less_than_it_saves(size: int, rate: int, saves: float, copied: bool) -> None:
+    said = r"4\.0 GiB takes 4\.0 s here \(1024 MiB/s.* anew 3\.0 s"
+    with nullcontext() if copied else pytest.raises(CopyTakesLonger, match=said):
+        inherit.need_quick(size * GIB, rate * GIB, saves)
+
+
+def test_no_large_volume_is_read_whose_copy_takes_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a measured rate: what a copy saves is so little here, or so much, that any disk decides alike."""
+    monkeypatch.setattr(inherit, "_WORTH_ASKING", 8 * EBS_BLOCK)
+    monkeypatch.setattr(inherit, "reflink", lambda *_: False)
+    source, target = tmp_path / "a", tmp_path / "b"
+    source.write_bytes(os.urandom(8 * EBS_BLOCK))
+    listed = block_list(source, Events(), algorithm="blake3")
+    with pytest.raises(CopyTakesLonger):
+        copy_listed(source, target, listed, Events(), memory=None, saves=1e-9)
+    assert not target.exists()
+    copy_listed(source, target, listed, Events(), memory=None, saves=1e9)
+    assert target.read_bytes() == source.read_bytes(), "the sample leaves nothing"
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from parbake.machine.disk.filesystems import (
     trim,
     usage,
 )
-from parbake.machine.disk.inherit import Memory, NotAsListed, compare, copy_listed
+from parbake.machine.disk.inherit import CopyTakesLonger, Memory, NotAsListed, compare, copy_listed
 from parbake.machine.disk.mounts import (
     FAST,
     READ_AHEAD,
@@ -39,10 +39,10 @@ from parbake.machine.disk.selinux import file_contexts, label
 from parbake.machine.disk.tables import Partition, find_root, grow, partitions
 
 __all__ = [
-    "FAST", "LABEL", "READ_AHEAD", "ZEROS", "DiskFile", "FileSystem", "Memory", "Mounted", "NotAsListed", "Partition",
-    "Runtime", "block_list", "bytes_per_inode", "check_filesystem", "compare", "convert", "copy_listed", "copy_sparse",
-    "data_blocks", "describe", "extents", "file_contexts", "filesystem_uuid", "find_root", "find_runtime", "grow",
-    "grow_filesystem", "inside", "label", "loop_device", "make_filesystem", "mount", "mount_device", "partitions",
-    "private_mounts", "read_ahead", "read_blocks", "reflink", "sha256_beside", "sha256_file", "to_raw", "trim",
-    "unmount", "usage",
+    "FAST", "LABEL", "READ_AHEAD", "ZEROS", "CopyTakesLonger", "DiskFile", "FileSystem", "Memory", "Mounted",
+    "NotAsListed", "Partition", "Runtime", "block_list", "bytes_per_inode", "check_filesystem", "compare", "convert",
+    "copy_listed", "copy_sparse", "data_blocks", "describe", "extents", "file_contexts", "filesystem_uuid", "find_root",
+    "find_runtime", "grow", "grow_filesystem", "inside", "label", "loop_device", "make_filesystem", "mount",
+    "mount_device", "partitions", "private_mounts", "read_ahead", "read_blocks", "reflink", "sha256_beside",
+    "sha256_file", "to_raw", "trim", "unmount", "usage",
 ]  # fmt: skip

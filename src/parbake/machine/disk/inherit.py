@@ -22,9 +22,11 @@ from parbake.core import sealed
 from parbake.core.blocks import BlockList
 from parbake.core.errors import EnvironmentProblem, ParbakeError
 from parbake.core.events import Events
+from parbake.core.files import write_all
+from parbake.core.model import EBS_BLOCK, GIB, MIB
 from parbake.core.run import sleep
 from parbake.core.workspace import part_of, room_for
-from parbake.machine.disk.blocks import block_list
+from parbake.machine.disk.blocks import block_list, data_blocks
 from parbake.machine.disk.files import complete_or_absent, reflink, state
 
 _CLOCK_OF_CHANGES: Final = 5
@@ -32,6 +34,11 @@ _CLOCK_OF_CHANGES: Final = 5
 
 Newer kernels (6.13) may take a finer one, which is never behind it. It ticks every 1 to 10 ms.
 """
+
+
+_WORTH_ASKING: Final = 256 << 20
+"""Bytes of the smallest volume whose copy can take noticeably longer than the look how long it would."""
+_SAMPLES: Final = 64  # blocks of 512 KiB: enough to outlast a disk's own cache of writes, 0.1 to 0.5 s
 
 
 class NotAsListed(ParbakeError):
@@ -71,9 +78,22 @@ class Memory:
         return part_of(self.cache, "digests") / name
 
 
-def copy_listed(source: Path, target: Path, listed: BlockList, events: Events, *, memory: Memory | None) -> Path | None:
+class CopyTakesLonger(ParbakeError):
+    """A volume that is made anew in less time than it is copied; the message has the figures."""
+
+
+def copy_listed(
+    source: Path,
+    target: Path,
+    listed: BlockList,
+    events: Events,
+    *,
+    memory: Memory | None,
+    saves: float | None = None,
+) -> Path | None:
     """Copy a volume, by reflink where the file system can, and compare all bytes of the copy with the list.
 
+    Where it cannot, a copy that would take longer than it ``saves`` (seconds) is not made: raises CopyTakesLonger.
     They are not compared where the copy took no reading and the file is as ``memory`` knows it: then a second copy is
     returned, for ``compare``. The volume itself may still be in memory as it was before its disk changed it. Raises
     NotAsListed, DiskFull; there is no copy then.
@@ -86,11 +106,40 @@ def copy_listed(source: Path, target: Path, listed: BlockList, events: Events, *
                 return _second(target)
             found = block_list(target, events, algorithm=listed.algorithm)
         else:
+            if saves is not None and len(listed.blocks) * EBS_BLOCK >= _WORTH_ASKING:
+                need_quick(len(listed.blocks) * EBS_BLOCK, copy_rate(reader.fileno(), writer.fileno()), saves)
             writer.truncate(before.st_size)
             found = block_list(source, events, algorithm=listed.algorithm, copy_to=writer.fileno())
         if damage := found.damage(listed):
             raise NotAsListed(damage, hint=_AGAIN)
     return None
+
+
+def need_quick(size: int, rate: float, saves: float) -> None:
+    """Raise CopyTakesLonger where copying ``size`` bytes, ``rate`` a second, takes longer than it saves (s). Pure."""
+    if (seconds := size / rate) > saves:
+        raise CopyTakesLonger(
+            f"copying its {size / GIB:.1f} GiB takes {seconds:.1f} s here ({rate / MIB:.0f} MiB/s, without reflinks), "
+            f"writing its layers anew {saves:.1f} s, as in the last whole bake",
+            hint="on XFS or Btrfs a copy takes no time",
+        )
+
+
+def copy_rate(source: int, target: int) -> float:
+    """Return how many bytes a second are copied from an open file to another's disk. Raises OSError.
+
+    A sample from all over the source is written to the start of the target, which is empty again then.
+    """
+    places = list(data_blocks(source, os.fstat(source).st_size))
+    places = places[:: max(1, len(places) // _SAMPLES)]
+    started = time.monotonic()
+    for number, place in enumerate(places):
+        data = os.pread(source, EBS_BLOCK, place * EBS_BLOCK)
+        write_all(target, memoryview(data), number * EBS_BLOCK)
+    os.fdatasync(target)
+    seconds = time.monotonic() - started
+    os.ftruncate(target, 0)
+    return len(places) * EBS_BLOCK / seconds
 
 
 def _second(copy: Path) -> Path:
