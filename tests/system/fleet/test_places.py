@@ -139,7 +139,8 @@ def test_a_long_run_places_each_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
         placed = Counter((region, key) for _, region, key in fleet.lines("copy-end"))
         assert len(placed) == 24
         assert set(placed.values()) == {1}
-        assert set(fleet.happened("start").values()) == {1}
+        # A worker that a busy machine keeps silent for too long loses its bake, which is begun again.
+        assert set(fleet.happened("end").values()) == {1}
 
         async def parts(client: Client) -> int:
             return len([each async for each in client.list_workflows("WorkflowType = 'Fleet'")])
