@@ -103,7 +103,7 @@ FLEET_KILLS ?= 10
 bench-fleet-kills: setup ## Bake a large image on a fleet whose worker is killed at random moments (FLEET_KILLS)
 	@$(BIN)/python -m bench.fleet_kills --kills $(FLEET_KILLS)
 
-bench-suggest: setup ## Hold what `parbake suggest` chooses against the best there is, and against whole images
+bench-suggest: setup ## Hold what `parbake suggest` and `advise` choose against the best there is
 	@$(BIN)/python -m bench.suggest
 
 COLD_APPS ?= web,potato

@@ -8,6 +8,10 @@ budget, another way to the optimum. ``times_naive`` is how many times the second
 images, those first that most nodes start, are saved (the median of nine traces of 200 images with shared bases and
 10 GiB; the least and the most beside it). How much that is depends on how alike the counts of starts are:
 ``times_naive_by_steepness`` has the same where they fall with that power of an image's rank.
+
+``of_best`` is the least share of the cheapest month that `parbake advise` chooses on 200 random fleets, as
+``standins.cold_fleets`` plays them start by start: of all remedies, and of those that are left to nodes without the
+hydrate program and without another way to pull. ``of_best_mean`` is the mean.
 """
 
 from __future__ import annotations
@@ -18,12 +22,16 @@ import statistics
 import sys
 from collections.abc import Iterator
 
+from parbake.aws.costs import Prices, advise, known_pulls, load_prices
 from parbake.core.model import GIB, MIB
 from parbake.core.suggestion import choose, most_started
+from standins.cold_fleets import cold_fleet, month
 from standins.traces import best_by_table, best_by_trying, forest, shared_bases
 
 _TRACES = 9
 _BUDGET = 10 * GIB
+_FLEETS = 200
+WITHOUT_A_PROGRAM = ("nothing", "rate", "fsr", "gp3")
 
 
 def _chance(seed: int) -> random.Random:
@@ -54,14 +62,29 @@ def times_naive(steep: float) -> list[float]:
     return sorted(found)
 
 
+def of_best(seed: int, prices: Prices) -> list[float]:
+    """Return which share of the cheapest month of a fleet is chosen: of all remedies, and without a program."""
+    fleet = cold_fleet(seed, prices)
+    names = [each.name for each in advise(fleet.at, fleet.speeds, fleet.prices).remedies]
+    months = {name: month(fleet, name, seed, known_pulls()) for name in names}
+    found = []
+    for only in (names, [name for name in names if name in WITHOUT_A_PROGRAM]):
+        chosen = advise(fleet.at, fleet.speeds, fleet.prices, only=only).best.name
+        found.append(min(months[name] for name in only) / months[chosen])
+    return found
+
+
 def main() -> None:
     """Measure and print."""
     flat = times_naive(0.0)
+    shares = [share for seed in range(_FLEETS) for share in of_best(seed, load_prices())]
     result = {
         "of_optimum": round(min(of_optimum()), 4),
         "times_naive": round(statistics.median(flat), 2),
         "times_naive_range": [round(flat[0], 2), round(flat[-1], 2)],
         "times_naive_by_steepness": {str(at): round(statistics.median(times_naive(at)), 2) for at in (0.0, 0.5, 1.0)},
+        "of_best": round(min(shares), 4),
+        "of_best_mean": round(statistics.mean(shares), 4),
     }
     print(json.dumps(result), flush=True)
 

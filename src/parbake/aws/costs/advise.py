@@ -9,7 +9,7 @@ snapshot restore (``restore_credits``); the initialization rate is at most 300 M
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +17,8 @@ from pydantic import Field
 
 from parbake.aws.costs.prices import Prices
 from parbake.aws.costs.rates import DRIVES, Pull, PullName, Speeds, VolumeKind, kind_of, known_pulls
-from parbake.aws.costs.restore_credits import bucket, refill
+from parbake.aws.costs.restore_credits import bucket, refill, share
+from parbake.aws.costs.starts import Ahead, seconds_behind
 from parbake.aws.limits import GP3, MOST_GP3, RAISED_GP3, Gp3
 from parbake.core.model import GIB, MIB, Frozen
 
@@ -31,6 +32,7 @@ _HOURS_A_MONTH = 730  # as AWS counts
 _RATE = 300  # MiB/s: the highest initialization rate
 _IN_FLIGHT = 32
 _EQUAL = 0.5  # seconds that nobody notices
+_ALIKE, _SMALL = 0.02, 0.2  # the share of a month's bill that nobody notices, and the money
 _LEAST_BILLED = 60  # seconds (Amazon EBS pricing: by the second, at least a minute)
 # Of remedies that are alike the first: what needs nothing at all, then what needs a program, then what is paid for.
 _SIMPLEST = (
@@ -99,15 +101,18 @@ class Advice(Frozen):
         return self.remedies[0]
 
 
-def advise(at: Situation, speeds: Speeds, prices: Prices, pulls: Sequence[Pull] = ()) -> Advice:
+def advise(
+    at: Situation, speeds: Speeds, prices: Prices, pulls: Sequence[Pull] = (), *, only: Collection[str] = ()
+) -> Advice:
     """Work out every remedy and recommend the one that costs least in all; of two that are alike, the simpler one.
 
-    ``pulls`` are the kinds that a bake is compared with; without any, those that figures were published of.
+    ``pulls`` are the kinds that a bake is compared with; without any, those that figures were published of. ``only``
+    are the remedies that there can be (empty: any).
     """
     at = at.model_copy(update={"hot": min(at.hot, at.data)})  # whole blocks may be more than the data: holes are free
     found = [*_baked(at, speeds, prices), *_pulled(at, prices, pulls or known_pulls())]
-    order = sorted(found, key=lambda remedy: remedy.total)
-    alike = {remedy.name: remedy for remedy in found if _alike(remedy, order[0], at, prices)}
+    order = sorted((each for each in found if not only or each.name in only), key=lambda remedy: remedy.total)
+    alike = {remedy.name: remedy for remedy in order if _alike(remedy, order[0], at, prices)}
     simplest = next(alike[name] for name in _SIMPLEST if name in alike)
     order.remove(simplest)
     return Advice(remedies=(simplest, *order), reason=_reason(simplest, found))
@@ -150,63 +155,67 @@ def _raised_month(gp3: Gp3, at: Situation, prices: Prices) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Times:
-    """Seconds that a start waits: for first touches one by one, for loaded blocks, and for reading ahead of it."""
+    """Seconds that a start waits: for first touches one by one, and for loaded blocks; and what comes before it.
+
+    ``blocks`` loads hot blocks, ``files`` reads them into memory as well.
+    """
 
     lazily: float
     loaded: float
-    touched: float
-    remembered: float
+    blocks: Ahead
+    files: Ahead
+
+    @property
+    def alone(self) -> float:
+        """A start for which nothing is loaded."""
+        return self.lazily + self.loaded
+
+    @property
+    def hydrated(self) -> float:
+        """A start behind the program that loads its blocks."""
+        return seconds_behind(self.blocks, self.alone, self.loaded)
+
+    @property
+    def remembered(self) -> float:
+        """A start behind the one that reads files into memory, too."""
+        return min(self.hydrated, seconds_behind(self.files, self.alone, 0.0))
 
 
 def _times(at: Situation, speeds: Speeds, drive: VolumeKind) -> _Times:
     lazily = at.hot / at.block * speeds.latency
     touched = max(at.hot / MIB / speeds.cold_rate, lazily / _IN_FLIGHT)
     read = min(at.read, at.hot) / MIB / drive.throughput
-    return _Times(
-        lazily=lazily,
-        loaded=max(at.reads * drive.latency, at.reads / drive.operations, read),
-        touched=max(0.0, touched - at.boot),
-        remembered=max(0.0, max(touched, read) - at.boot),
-    )
+    loaded = max(at.reads * drive.latency, at.reads / drive.operations, read)
+    return _Times(lazily, loaded, *(Ahead(-at.boot, each - at.boot) for each in (touched, max(touched, read))))
+
+
+def _from_the_first_block_on(at: Situation, times: _Times, rate: float) -> float:
+    """Return how long a start takes where all is loaded at a rate (MiB/s): parbake lays hot blocks out last."""
+    cold = (at.data - at.hot) / MIB / rate - at.boot
+    return seconds_behind(Ahead(cold, at.data / MIB / rate - at.boot), times.alone, times.loaded)
 
 
 def _baked(at: Situation, speeds: Speeds, prices: Prices) -> list[Remedy]:
     times = _times(at, speeds, DRIVES[at.drive])
     kept = at.data / GIB * prices.snapshot_gib_month.value
     kept += at.bakes * at.bake_minutes / 60 * prices.node_hour.value
-    fully = max(0.0, at.data / MIB / speeds.cold_rate - at.boot)
-    initialized = min(times.lazily, max(0.0, at.data / MIB / _RATE - at.boot))
-    initialization = at.launches * _DAYS * -(-at.volume // GIB) * prices.initialization_gib.value
-    hydrated = min(times.touched, times.lazily) + times.loaded
+    initialization = kept + at.launches * _DAYS * -(-at.volume // GIB) * prices.initialization_gib.value
+    restoring = kept + prices.fsr_hour.value * _HOURS * _DAYS * at.zones
     warm, restored = _restored(at)
     whole = f"{_RATE} MiB/s from the first block on: whole after {at.data / MIB / _RATE:.0f} s"
-    found = [
-        _remedy("nothing", times.lazily + times.loaded, kept, at.launches, prices, _nothing_note(at, times)),
-        _remedy("hydrate", hydrated, kept, at.launches, prices, _hydrate_note(at, speeds)),
-        _remedy(
-            "hydrate-prefetch",
-            min(times.remembered, hydrated),
-            kept,
-            at.launches,
-            prices,
-            "its files in memory as well",
-        ),
-        _remedy("rate", initialized + times.loaded, kept + initialization, at.launches, prices, whole),
-        _remedy(
-            "fsr",
-            (1 - warm) * times.lazily + times.loaded,
-            kept + prices.fsr_hour.value * _HOURS * _DAYS * at.zones,
-            at.launches,
-            prices,
-            restored,
-        ),
-        _remedy(
-            "full-read", min(fully, times.lazily) + times.loaded, kept, at.launches, prices, "also what nobody needs"
-        ),
+    fully = _from_the_first_block_on(at, times, speeds.cold_rate)
+    rows: list[tuple[Name, float, float, str]] = [
+        ("nothing", times.alone, kept, _nothing_note(at, times)),
+        ("hydrate-prefetch", times.remembered, kept, "its files in memory as well"),
+        ("hydrate", times.hydrated, kept, _hydrate_note(at, speeds)),
+        ("rate", _from_the_first_block_on(at, times, _RATE), initialization, whole),
+        ("fsr", (1 - warm) * times.lazily + times.loaded, restoring, restored),
+        ("full-read", fully, kept, "also what nobody needs"),
     ]
+    found = [_remedy(name, seconds, cost, at.launches, prices, note) for name, seconds, cost, note in rows]
     if at.drive == "gp3":
         raised, most = (each.within(-(-at.volume // GIB)) for each in (RAISED_GP3, MOST_GP3))
-        boosts = (_boost(gp3, at, speeds, prices, kept, hydrated) for gp3 in (raised, most))
+        boosts = (_boost(gp3, at, speeds, prices, kept) for gp3 in (raised, most))
         found.append(min(boosts, key=lambda remedy: remedy.total))
         cost, seconds = kept + _raised_month(raised, at, prices), _times(at, speeds, kind_of(raised)).loaded
         note = f"{raised}: cold blocks are as slow"
@@ -214,21 +223,19 @@ def _baked(at: Situation, speeds: Speeds, prices: Prices) -> list[Remedy]:
     return found
 
 
-def _boost(gp3: Gp3, at: Situation, speeds: Speeds, prices: Prices, kept: float, otherwise: float) -> Remedy:
+def _boost(gp3: Gp3, at: Situation, speeds: Speeds, prices: Prices, kept: float) -> Remedy:
     """Return what it is to launch a volume raised and to take it back once its files are in memory.
 
-    ``otherwise`` are the seconds of a start that finds nothing in memory. First touches count as on any volume, and the
-    bill ends with the prefetch.
+    First touches count as on any volume, and the bill ends with the prefetch.
     """
-    remembered = _times(at, speeds, kind_of(gp3)).remembered
-    raised = max(_LEAST_BILLED, at.boot + remembered)  # seconds
+    times = _times(at, speeds, kind_of(gp3))
+    raised = max(_LEAST_BILLED, at.boot, at.boot + times.files.ends)  # seconds
     once = raised / 3600 * raised_hour(gp3, prices)
     note = (
         f"{gp3} for {raised:.0f} s, {once:.4f} a start; nobody has seen yet whether EBS takes that back while the "
         "volume initializes, after how long, and whether first touches are faster: counted as if they were not"
     )
-    seconds, cost = min(remembered, otherwise), kept + at.launches * _DAYS * once
-    return _remedy("boost", seconds, cost, at.launches, prices, note)
+    return _remedy("boost", times.remembered, kept + at.launches * _DAYS * once, at.launches, prices, note)
 
 
 def _pulled(at: Situation, prices: Prices, pulls: Sequence[Pull]) -> list[Remedy]:
@@ -252,11 +259,13 @@ def _restored(at: Situation) -> tuple[float, str]:
     full = bucket(size)
     steady = min(1.0, refill(size) * _HOURS * at.zones / at.launches)
     at_once = min(1.0, full / at.burst)
-    share = min(steady, at_once)
-    if share == 1:
-        return share, f"every start finds a credit, once the empty bucket has filled ({full / refill(size):.1f} h)"
+    hours = _DAYS * _HOURS / max(1.0, at.bakes)
+    found = share(size, at.launches, at_once=at.burst, zones=at.zones, hours=hours)
+    if min(steady, at_once) == 1:
+        fills = f"a bucket is empty at first, and full after {full / refill(size):.1f} h"
+        return found, f"{found:.1%} of starts find a credit: {fills}"
     limit = "refilled credits" if steady < at_once else f"a bucket of {full} for {at.burst} at once"
-    return share, f"{share:.0%} of starts find a credit: {limit}"
+    return found, f"{found:.0%} of starts find a credit: {limit}"
 
 
 def _nothing_note(at: Situation, times: _Times) -> str:
@@ -269,9 +278,12 @@ def _hydrate_note(at: Situation, speeds: Speeds) -> str:
 
 
 def _alike(remedy: Remedy, best: Remedy, at: Situation, prices: Prices) -> bool:
-    """Whether nobody would notice the difference: half a second a start, and what that costs."""
+    """Whether nobody would notice the difference: half a second a start, and next to nothing on the bill."""
     worth = _EQUAL / 3600 * prices.node_hour.value * at.launches * _DAYS
-    return remedy.total <= best.total + worth + 0.01 and remedy.seconds <= best.seconds + _EQUAL
+    return (
+        remedy.total <= best.total + min(worth, max(_ALIKE * best.total, _SMALL))
+        and remedy.seconds <= best.seconds + _EQUAL
+    )
 
 
 def _reason(best: Remedy, found: list[Remedy]) -> str:
