@@ -20,6 +20,8 @@ NAME, VERIFIED = "parbake:name", "parbake:verified"
 ``artefact`` for what a run is for; ``role`` says what a resource is for within its run, ``name`` is the Bakefile's,
 ``verified`` the time of a verification that passed."""
 TEMPORARY, ARTEFACT = "temporary", "artefact"
+BOOST = "parbake:boost"
+"""On what nodes with raised volumes are made of: what their role may take back (``iam``), and ``clean`` looks for."""
 
 
 @dataclass(frozen=True, slots=True)

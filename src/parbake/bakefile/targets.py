@@ -13,10 +13,8 @@ _DEVICE = r"/dev/(sd[a-z][0-9]{0,2}|xvd[a-z]{1,2}[0-9]{0,2})"
 _PARAMETER = r"/?[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*"
 ROLE = r"arn:aws[a-z-]*:iam::[0-9]{12}:role/[\w+=,.@/-]+"
 _EXTERNAL = r"[\w+=,.@:/-]{2,1224}"
-RemedyName = Literal["nothing", "hydrate", "rate", "gp3", "fsr"]
+RemedyName = Literal["nothing", "hydrate", "boost", "rate", "gp3", "fsr"]
 """What can be done about cold blocks, as targets say it and as ``parbake.aws.costs`` compares it."""
-RAISED_GP3 = {"throughput": 1000, "iops": 16000}
-"""What ``gp3`` among them means, in EC2's words."""
 FASTEST_RATE = 300
 """What ``rate`` means where a target says no other, in MiB/s: the fastest that EBS sells."""
 _KINDS = ("karpenter", "gitops", "asg", "nodegroup", "ocean", "ssm", "file")
@@ -119,17 +117,12 @@ class _WithRemedy(_WithVolume):
 
     remedy: RemedyName | None = None
     """What is done about blocks that a new volume has yet to load: `nothing`, `hydrate` (the nodes' user data loads
-    early what the images' starts read), `rate` (EBS loads all, at `initialization_rate`), `gp3` (16,000 IOPS and 1,000
-    MiB/s, unless the target says others) or `fsr` (`aws.fast_snapshot_restore` says where). Default: nothing, and
-    `aws.fast_snapshot_restore` where it is."""
+    early what the images' starts read), `boost` (that, from a volume which is raised until it is done; the nodes' role
+    needs what `parbake iam` prints as `nodes`), `rate` (EBS loads all, at `initialization_rate`), `gp3` (raised for as
+    long as the node lives: to 16,000 IOPS and 1,000 MiB/s, unless the target or the size says others) or `fsr`
+    (`aws.fast_snapshot_restore` says where). Default: nothing, and `aws.fast_snapshot_restore` where it is."""
     initialization_rate: Annotated[int, Field(ge=100, le=300)] | None = None
     """With `remedy: rate`: the MiB/s (`volumeInitializationRate`, Karpenter v1.5). Default: 300."""
-
-    @property
-    @override
-    def performance(self) -> dict[str, int]:
-        """The volume's speed, in EC2's words, raised where that is the remedy."""
-        return {**(RAISED_GP3 if self.remedy == "gp3" else {}), **super().performance}
 
     @check("initialization_rate")
     @classmethod
@@ -371,6 +364,8 @@ def _whole(target: Target) -> Target:
             f"must be exactly one of {', '.join(_KINDS)}; there are {len(given) or 'none'}",
             "write karpenter: {nodeclass: NAME}",
         )
+    if target.remedy == "boost" and target.gitops and (target.gitops.image_at or target.gitops.snapshot_at):
+        raise wrong("a chart's values have no place for the tag of raised volumes", "write remedy: hydrate")
     if target.canary and target.karpenter is None:
         raise wrong("a canary looks at the pods of a cluster, and only `karpenter` names one", "remove `canary`")
     if target.canary and target.canary.min_hit_rate is None and target.canary.max_start is None:

@@ -70,6 +70,9 @@ def iam(
             help="Your own KMS key, if EBS encrypts with it by default (`parbake doctor --aws` shows it).",
         ),
     ] = None,
+    boost: Annotated[
+        bool, typer.Option("--boost", help="Print `nodes` as well, though no target says `remedy: boost`.")
+    ] = False,
     fleet: Annotated[
         Path | None,
         typer.Option("--fleet", metavar="FILE", help="The file of a fleet, whose `places` are allowed as well."),
@@ -79,9 +82,10 @@ def iam(
 
     `caller` is for whoever runs parbake, `instance_role` with its trust for the instance profile of the builder,
     `rollout` for whoever rolls out to its targets, `prune` for `parbake prune --aws`, `doctor` for `parbake doctor
-    --aws`, `karpenter` what Karpenter's role needs besides its own policy. For node classes in kubectl's current
-    cluster, `cluster_role` and `role_in_default` are the roles of whoever rolls out. What no option names appears in
-    capitals, such as ACCOUNT_ID, and allows nothing until you replace it.
+    --aws`, `karpenter` what Karpenter's role needs besides its own policy, `nodes` what the nodes' role needs to take
+    back volumes that are launched raised (`remedy: boost`). For node classes in kubectl's current cluster,
+    `cluster_role` and `role_in_default` are the roles of whoever rolls out. What no option names appears in capitals,
+    such as ACCOUNT_ID, and allows nothing until you replace it.
     """
     from parbake.aws import iam as policies
     from parbake.bakefile import load
@@ -105,7 +109,7 @@ def iam(
         or usual.base_snapshots,
         default_keys=_fitting("--default-key", default_key, _KEY, "the ARN of a key, not of an alias"),
     )
-    found = policies.policies(bakefile, names)
+    found = policies.policies(bakefile, names, boost=boost)
     printed = {**found, **roles(bakefile)}
 
     def warn() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import lzma
 import shlex
 from pathlib import Path
@@ -26,25 +25,35 @@ _USER_DATA = """\
 # Loads the blocks that baked images need, beside the rest of the boot. Written by parbake; goes first in user data.
 mkdir -p /run/parbake
 python3 - <<'END'
-import base64, json, lzma
+import base64, lzma
 text = \"\"\"
 {packed}
 \"\"\"
 text = "".join(text.split()).translate(str.maketrans("{safe}", "{special}"))
-for name, text in json.loads(lzma.decompress(base64.b85decode(text))).items():
+for file in lzma.decompress(base64.b85decode(text)).decode().split("\\0"):
+    name, _, text = file.partition(" ")
     open("/run/parbake/" + name, "w").write(text)
 END
+sh /run/parbake/hydrate.sh || true
+exit 0
+"""
+_START = """\
 hydrate() {{
   systemd-run --no-block --collect --unit=parbake-hydrate --property=DefaultDependencies=no "$@" \\
-    python3 -u /run/parbake/hydrate.py --list /run/parbake/hydrate.list
+    python3 -u /run/parbake/hydrate.py --list /run/parbake/hydrate.list{boost}
 }}
 # Confined as the service is; a systemd that does not know how runs it all the same.
-hydrate {confined} || hydrate || true
-exit 0
+hydrate {confined} || hydrate
 """
 
 _SPECIAL, _SAFE = "$%{}`", ",./[]"
 """Letters of base 85 that shells, Terraform and templates take for their own, and what stands for them."""
+
+_PACKED = ({"id": lzma.FILTER_LZMA1, "preset": 9, "pb": 0},)
+"""Text has no words of two or four bytes, which would otherwise be expected."""
+
+_FAMILIES = "RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX AF_NETLINK"
+"""What a name is looked up with, and what then connects."""
 
 _EXPORTED = (
     *PROGRAMS, "misses.py", "parbake-hydrate.service", "parbake-misses.service", "parbake-misses.timer",
@@ -52,24 +61,33 @@ _EXPORTED = (
 )  # fmt: skip
 
 
-def user_data(hydrate_list: str) -> str:
+def user_data(hydrate_list: str, *, boost: bool = False) -> str:
     """Return user data that hydrates a volume: the program and its list, to be the first part of a node's. Pure.
 
-    There is no room for what keeps in memory what was read (``pagecache.py``): EC2 takes 16 KiB in all.
+    There is no room for what keeps in memory what was read (``pagecache.py``): EC2 takes 16 KiB in all. With ``boost``
+    there is what takes a raised volume back, and the program has a network: to ask EC2.
     """
-    texts = {PROGRAMS[0]: short(PROGRAMS[0]), "hydrate.list": hydrate_list}
-    data = lzma.compress(json.dumps(texts).encode(), lzma.FORMAT_ALONE, preset=9)
+    programs = (PROGRAMS[0], *(["boost.py"] if boost else []))
+    words = " ".join(f"--property={shlex.quote(line)}" for line in confinement(network=boost))
+    texts = {name: short(name) for name in programs}
+    texts |= {"hydrate.sh": _START.format(confined=words, boost=" --boost" * boost), "hydrate.list": hydrate_list}
+    files = "\0".join(f"{name} {text}" for name, text in texts.items())
+    data = lzma.compress(files.encode(), lzma.FORMAT_ALONE, filters=_PACKED)
     text = base64.b85encode(data).decode().translate(str.maketrans(_SPECIAL, _SAFE))
     lines = "\n".join(f" {text[at : at + 500]}" for at in range(0, len(text), 500))
-    words = " ".join(f"--property={shlex.quote(line)}" for line in confinement())
-    return _USER_DATA.format(packed=lines, safe=_SAFE, special=_SPECIAL, confined=words)
+    return _USER_DATA.format(packed=lines, safe=_SAFE, special=_SPECIAL)
 
 
-def confinement() -> tuple[str, ...]:
-    """Return what confines the hydrate service, as a unit's properties: its file says them from RuntimeDirectory on."""
+def confinement(*, network: bool = False) -> tuple[str, ...]:
+    """Return what confines the hydrate service, as a unit's properties: its file says them from RuntimeDirectory on.
+
+    With ``network`` it may open connections, and nothing else is different.
+    """
     service = node_file("parbake-hydrate.service").read_text().partition("[Install]")[0]
     lines = service[service.index("RuntimeDirectory=") :].splitlines()
-    return tuple(line for line in lines if line and not line.startswith("#"))
+    instead = {"PrivateNetwork=yes": "", "RestrictAddressFamilies=none": _FAMILIES} if network else {}
+    said = (instead.get(line, line) for line in lines)
+    return tuple(line for line in said if line and not line.startswith("#"))
 
 
 def export(folder: Path, hydrate_list: str, prefetch_list: str = "") -> tuple[Path, ...]:

@@ -25,6 +25,10 @@ try:
     from pagecache import Held, hold
 except ImportError:  # user data has no room for it: nothing is looked after there
     Held = hold = None
+try:
+    from boost import take_back
+except ImportError:  # only nodes that are given raised volumes have it
+    take_back = None
 
 VERSION = 1  # of the state file
 BLOCK, ALIGN = 512 << 10, 4096
@@ -53,13 +57,14 @@ class State:
     ``phase`` is ``waiting`` (for the disk), ``loading`` (its blocks), ``prefetching`` (files into memory), and in the
     end ``done`` or ``failed``. ``since`` is when that began (RFC 3339, UTC), ``uptime`` the seconds since boot at which
     the file was written: one that grows old before the end is of a program that died. ``blocks`` and ``files`` are the
-    figures of both stages, whose owners change them meanwhile.
+    figures of both stages, and ``boost`` what becomes of a raised volume; their owners change them meanwhile.
     """
 
     def __init__(self, state="", metrics=""):
         self.places, self.lock = (state, metrics), threading.Lock()
         self.head = {"version": VERSION, "phase": "", "since": "", "uptime": 0.0}
-        self.blocks, self.files = {}, {}
+        self.blocks, self.files, self.boost = {}, {}, {}
+        self.read = threading.Event()  # what is to be in memory, or nothing more comes
 
     def enter(self, phase):
         """Begin a phase."""
@@ -70,10 +75,10 @@ class State:
         """Replace the files; where that cannot be, nobody waits for them."""
         with self.lock, suppress(OSError):
             self.head["uptime"] = uptime()
-            blocks, files = dict(self.blocks), dict(self.files)
-            told = {**self.head, **blocks, **({"prefetch": files} if files else {})}
+            kinds = {"hydrate": dict(self.blocks), "prefetch": dict(self.files), "boost": dict(self.boost)}
+            told = {**self.head, **kinds["hydrate"], **{name: kinds[name] for name in list(kinds)[1:] if kinds[name]}}
             replace(self.places[0], json.dumps(told) + "\n")
-            replace(self.places[1], metrics("hydrate", blocks) + metrics("prefetch", files))
+            replace(self.places[1], "".join(metrics(name, each) for name, each in kinds.items()))
 
     def keep(self):
         """Go on writing while the program runs."""
@@ -423,6 +428,8 @@ def hydrate(options, state):
         state.enter("failed")
         return
     state.blocks.update(device=device, wanted=sum(length for _, length in ranges), started_after=after)
+    if options.boost and take_back:
+        threading.Thread(target=take_back, args=(device, state.read, state.boost, uptime, state.write)).start()
     state.enter("loading")
     marks = [time.monotonic()]
     for place in (0, BLOCK - ALIGN) if len(ranges) > 64 and not options.touch else ():  # does one touch load a block?
@@ -439,6 +446,7 @@ def hydrate(options, state):
     if fetched:
         state.enter("prefetching")
         held = fetched.result()
+    state.read.set()
     if held:
         held.look(state.files)
     state.enter("done")
@@ -472,6 +480,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default, what in OPTIONS:
         parser.add_argument(name, default=default, type=type(default), help=what)
+    parser.add_argument("--boost", action="store_true", help="then take the volume, launched raised, back to gp3's own")
     parser.add_argument("--rest", action="store_true", help="then read the rest of the device, at low priority")
     options = parser.parse_args()
     state = State(options.state, options.metrics)
@@ -483,6 +492,7 @@ def main():
         print(f"hydrate: nothing more is read: {type(error).__name__}: {error}")
         state.blocks["state"] = "failed"
         state.enter("failed")
+    state.read.set()
 
 
 if __name__ == "__main__":

@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
-from parbake.bakefile.targets import FASTEST_RATE, RAISED_GP3, GitopsTarget, KarpenterTarget
+from parbake.bakefile.targets import FASTEST_RATE, GitopsTarget, KarpenterTarget
 from parbake.core.errors import InputError
 from parbake.core.families import AL2, ASSUMED, BOTTLEROCKET, BY_WORD, FAMILIES, NodeFamily, family_of
 from parbake.core.model import GIB
 from parbake.core.units import quantity
 from parbake.core.yamltext import as_list, as_map
+from parbake.rollouts import boost as boosts
 from parbake.rollouts import nodesettings, userdata
 from parbake.rollouts.protocol import (
     OWNER,
@@ -124,10 +125,15 @@ class NodeClass:
         return [*(str(term["id"]) for term in self.terms if term.get("id")), *self.ids_before]
 
     @property
+    def mappings(self) -> list[Mapping[str, Any]]:
+        """What it says of disks, in order."""
+        return [as_map(each) for each in as_list(self.spec.get("blockDeviceMappings"))]
+
+    @property
     def disks(self) -> list[MappedDisk]:
         """The disks that it maps, in order."""
         found = []
-        for mapping in map(as_map, as_list(self.spec.get("blockDeviceMappings"))):
+        for mapping in self.mappings:
             ebs = as_map(mapping.get("ebs"))
             device, snapshot = str(mapping.get("deviceName") or ""), str(ebs.get("snapshotID") or "")
             found.append(
@@ -165,7 +171,8 @@ class NodeClass:
             keys=known.keys,
             label="" if ids.images else self._label,
             spec={key: spec[key] for key in _FIELDS if key in spec}
-            | {name: part for name, part in parts.items() if part},
+            | {name: part for name, part in parts.items() if part}
+            | ({"tags": boosts.TAG} if boosts.boosted(spec.get("tags")) else {}),
         )
 
     @property
@@ -185,22 +192,25 @@ def decide(
     selector: AmiSelector | None = None,
     hydrate: bool = False,
     keep_store: bool = False,
+    raised: bool = False,
+    boost: bool = False,
 ) -> Change:
     """Decide what a node class becomes when it takes an offer.
 
     With ``hydrate`` the offer's hydrate part goes into its user data; without, one that is there is taken out. So does
     the part that mounts a volume, and goes where the offer has none for its volume; and with ``keep_store`` the part
     that keeps nodeadm from moving containerd's store to local disks. ``disk`` is what the volume's mapping says of its
-    speed, in Karpenter's words; None takes out what an earlier remedy put there. With ``selector`` its term is that,
-    and where the term points to is changed by the caller. Raises InputError for an AWSNodeTemplate then, and for user
-    data of no known kind.
+    speed, in Karpenter's words; None takes out what an earlier remedy put there. ``raised``: that is as fast as its
+    size allows, where ``disk`` says no other; with ``boost`` for the start alone, so that it has the tag by which nodes
+    take it back. With ``selector`` its term is that, and where the term points to is changed by the caller. Raises
+    InputError for an AWSNodeTemplate then, and for user data of no known kind.
     """
     after = copy.deepcopy(dict(node_class.spec))
     cautions: list[str] = []
     if offer.images:
         _take_image(node_class, after, offer, selector, cautions)
-    cautions += _take_disks(after, offer, device, disk)
-    beyond = _take_user_data(after, offer, hydrate=hydrate, keep_store=keep_store)
+    cautions += _take_disks(after, offer, device, disk, raised=raised, boost=boost)
+    beyond = _take_user_data(after, offer, cautions, hydrate=hydrate, keep_store=keep_store, boost=boost)
     refusals = [*_refusals(NodeClass({"spec": after}), offer, device), *beyond]
     cautions += _cautions(_family(after), offer)
     before = node_class.held(device, selector)
@@ -226,7 +236,8 @@ def decide_rollback(node_class: NodeClass, *, device: str, selector: AmiSelector
             return _change(node_class, dict(spec), now, back, History(left=past.left), (), [], selector)
         return already_back(where, now, past.left)
     after = {key: value for key, value in spec.items() if key not in _FIELDS}
-    after |= previous.spec
+    after |= {key: value for key, value in previous.spec.items() if key != "tags"}
+    boosts.retag(after, boost="tags" in previous.spec)
     _put_parts(after, {name: after.pop(name, "") for name in userdata.NAMES})
     cautions = []
     if past.current and not past.current.same_ids(now):
@@ -242,19 +253,24 @@ class NodeClassOptions(TypedDict):
     disk: Mapping[str, int | None]
     hydrate: bool
     keep_store: bool
+    raised: bool
+    boost: bool
 
 
 def options_of(target: KarpenterTarget | GitopsTarget) -> NodeClassOptions:
     """Return what a target says; of its volume's speed in Karpenter's words."""
     disk: dict[str, int | None] = dict(target.performance)
+    raised = target.remedy in {"gp3", "boost"}
     if target.remedy == "rate":
         disk[_RATE] = target.initialization_rate or FASTEST_RATE
     elif target.remedy:
         disk[_RATE] = None
-    if target.remedy and not target.performance:
-        disk |= dict.fromkeys(RAISED_GP3)
-    hydrate = target.remedy == "hydrate"
-    return NodeClassOptions(device=target.device, disk=disk, hydrate=hydrate, keep_store=target.keep_store)
+    if target.remedy and not raised and not target.performance:
+        disk |= dict.fromkeys(boosts.SPEED)
+    hydrate, boost = target.remedy in {"hydrate", "boost"}, target.remedy == "boost"
+    return NodeClassOptions(
+        device=target.device, disk=disk, raised=raised, boost=boost, hydrate=hydrate, keep_store=target.keep_store
+    )
 
 
 def _change(
@@ -268,7 +284,7 @@ def _change(
     selector: AmiSelector | None,
 ) -> Change:
     spec, where = node_class.spec, str(node_class)
-    now, then = ({key: each[key] for key in _FIELDS if key in each} for each in (spec, after))
+    now, then = ({key: each[key] for key in (*_FIELDS, "tags") if key in each} for each in (spec, after))
     if selector and wanted.images and NodeClass({"spec": after}).follows(selector):
         now, then = {**now, selector.name: selector.image}, {**then, selector.name: wanted.image}
     if spec.get("userData") != after.get("userData"):
@@ -279,10 +295,9 @@ def _change(
         refusals = [*refusals, f"the node class is being deleted, since {since}: what is written would be lost with it"]
     if not diff:
         return Change(where, before, wanted, refusals=tuple(refusals), cautions=tuple(cautions))
-    changed = {key: after.get(key) for key in (*_FIELDS, "userData") if spec.get(key) != after.get(key)}
-    if "amiSelector" in changed:  # a map: a merge would keep the other keys
-        gone = dict.fromkeys(spec.get("amiSelector") or {})
-        changed["amiSelector"] = {**gone, **(after.get("amiSelector") or {})} or None
+    changed = {key: after.get(key) for key in (*_FIELDS, "tags", "userData") if spec.get(key) != after.get(key)}
+    for name in {"amiSelector", "tags"} & set(changed):  # maps: a merge would keep the other keys
+        changed[name] = {**dict.fromkeys(spec.get(name) or {}), **after[name]} if after.get(name) else None
     text = history_text(replace(past, current=wanted))
     payload = {"metadata": {"annotations": {ANNOTATION: text}}, **({"spec": changed} if changed else {})}
     return Change(where, before, wanted, diff, payload, tuple(refusals), tuple(cautions))
@@ -320,7 +335,9 @@ def _take_image(
         spec["amiSelectorTerms"] = wanted
 
 
-def _take_disks(spec: dict[str, Any], offer: Offer, device: str, settings: Mapping[str, int | None]) -> list[str]:
+def _take_disks(
+    spec: dict[str, Any], offer: Offer, device: str, settings: Mapping[str, int | None], *, raised: bool, boost: bool
+) -> list[str]:
     """Map the volume's snapshot, and see to it that no disk is smaller than what it is made from; return cautions."""
     family, disks = _family(spec), copy.deepcopy(list(spec.get("blockDeviceMappings") or []))
     root, defaults = family.root, family.disks
@@ -331,18 +348,30 @@ def _take_disks(spec: dict[str, Any], offer: Offer, device: str, settings: Mappi
         for each in disks:
             if each.get("rootVolume") or (each.get("deviceName") == root and not _has_root(disks)):
                 _at_least(each["ebs"], offer.image_size)
-    cautions = _take_volume(disks, family, offer, device, settings) if offer.snapshot else []
+    cautions = []
+    if offer.snapshot:
+        if boosts.boosted(spec.get("tags")) and not boost:
+            disks = [boosts.slow(each) if each.get("deviceName") == device else each for each in disks]
+        cautions = _take_volume(disks, family, offer, device, settings, raised=raised)
+        boosts.retag(spec, boost=boost)
     if disks:
         spec["blockDeviceMappings"] = disks
     return cautions
 
 
 def _take_volume(
-    disks: list[dict[str, Any]], family: NodeFamily, offer: Offer, device: str, settings: Mapping[str, int | None]
+    disks: list[dict[str, Any]],
+    family: NodeFamily,
+    offer: Offer,
+    device: str,
+    settings: Mapping[str, int | None],
+    *,
+    raised: bool,
 ) -> list[str]:
     """Map the volume's snapshot under its device; return cautions."""
     cautions: list[str] = []
     mine = next((each for each in disks if each.get("deviceName") == device), None)
+    was = gibibytes(quantity(as_map(as_map(mine).get("ebs")).get("volumeSize")))
     if mine is None:
         mine = {"deviceName": device, "ebs": {"volumeType": "gp3", "deleteOnTermination": True}}
         # First where Karpenter goes by the last one: it would take the volume for the node's ephemeral storage.
@@ -359,11 +388,13 @@ def _take_volume(
             f"the node class maps no root disk, so Karpenter takes {device} for the nodes' ephemeral storage: it gets "
             f"the {ASSUMED} GiB that Karpenter assumed before; map the root disk, with `rootVolume: true`, to say it"
         )
+    gib = gibibytes(quantity(ebs["volumeSize"]))
     gone = {key for key, value in settings.items() if value is None}
-    if not RAISED_GP3.items() <= ebs.items():  # somebody's own, and no remedy's
-        gone -= set(RAISED_GP3)
+    if not boosts.of_a_remedy(ebs, was):  # somebody's own
+        gone -= set(boosts.SPEED)
     for key in gone:
         ebs.pop(key, None)
+    ebs |= boosts.raised(gib) if raised else {}
     ebs |= {key: value for key, value in settings.items() if value is not None}
     return cautions
 
@@ -381,18 +412,24 @@ def _has_root(disks: list[dict[str, Any]]) -> bool:
     return any(each.get("rootVolume") for each in disks)
 
 
-def _take_user_data(spec: dict[str, Any], offer: Offer, *, hydrate: bool, keep_store: bool) -> list[str]:
+def _take_user_data(
+    spec: dict[str, Any], offer: Offer, cautions: list[str], *, hydrate: bool, keep_store: bool, boost: bool
+) -> list[str]:
     """Put parbake's parts into the user data, or take old ones out; return what speaks against it."""
     family = _family(spec)
     if keep_store and not (family.nodeadm or family.is_custom):
         return [f"`keep_store` is for nodeadm, on Amazon Linux 2023, and the node class is of {family}"]
     parts = {"store": userdata.KEEP_STORE if keep_store else ""}
     if not hydrate or offer.hydrate:
-        parts["hydrate"] = offer.hydrate if hydrate else ""
+        parts["hydrate"] = (offer.boost if boost else offer.hydrate) if hydrate else ""
     if offer.snapshot:  # a machine image alone leaves the volume that there is
         parts["mount"] = offer.mount if family.takes_parts else ""
     _put_parts(spec, parts)
     text = spec.get("userData") or ""
+    if boost and offer.boost != offer.hydrate and userdata.too_large(text, userdata.ROOM):
+        _put_parts(spec, {**parts, "hydrate": offer.hydrate})
+        text = spec.get("userData") or ""
+        cautions.append(boosts.NO_ROOM)
     if not family.takes_parts and userdata.part_of(text, "hydrate"):
         return [f"user data of {family} takes no hydrate part: use a bootstrap container (`parbake hydrate`)"]
     found = userdata.too_large(text, userdata.ROOM)
@@ -437,6 +474,10 @@ def _refusals(after: NodeClass, offer: Offer, device: str) -> list[str]:
     if own.data and offer.snapshot and device != own.data:
         found.append(f"{own} looks for its data volume on {own.data}, and the target says {device}")
     roots = {disk.device for disk in after.disks if disk.is_root} or {family.root}
+    volume = next((as_map(each.get("ebs")) for each in after.mappings if each.get("deviceName") == device), None)
+    if offer.snapshot and volume is not None:
+        gib = gibibytes(quantity(volume.get("volumeSize")))
+        found += boosts.against(volume, gib, boost=boosts.boosted(after.spec.get("tags")))
     if offer.snapshot and device in roots:
         found.append(f"{device} is the root disk of {family or 'these nodes'}: a volume needs a device of its own")
     return found

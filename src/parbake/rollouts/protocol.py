@@ -90,7 +90,8 @@ class Offer(Identity):
 
     ``variant`` is that of EKS's images that they were baked onto (empty: unknown).
     ``image_size`` is that of the machine image's root snapshot: no root disk may be smaller. ``mount`` is user data
-    that mounts the volume, ``hydrate`` what loads the hot blocks (cloud-boothooks), for targets that ask for them.
+    that mounts the volume, ``hydrate`` what loads the hot blocks, ``boost`` what also takes a raised volume back
+    (cloud-boothooks), for targets that ask for them.
     ``family`` is whose nodes alone can take the volume (empty: any that mount it); ``encrypted``: its snapshot was
     baked encrypted, with ``kms_key`` (empty: the account's own); ``runtime`` is what started the volume's images when
     it was verified (empty: unknown).
@@ -108,6 +109,7 @@ class Offer(Identity):
     runtime: str = ""
     mount: str = ""
     hydrate: str = ""
+    boost: str = ""
     supersedes: tuple[str, ...] = ()
 
     @property

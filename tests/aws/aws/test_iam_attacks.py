@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from parbake import cli
+from parbake.aws import iam
 from parbake.aws.tags import as_list
 from standins.aws.iam_recorder import printed
 from standins.policies import AMAZONS, WORLDS, Check, arn, checks, pass_role, refused
@@ -32,8 +33,10 @@ TAGS = {
     "ami-0a": OURS,
     "i-0bad": {},
     "vol-0bad": {},
+    "vol-0a": OURS,
+    "vol-0b": {"parbake:boost": "3000/125"},
 }
-EVERYTHING = FULL + TARGETS + "  - karpenter: {nodeclass: gpu, tag: image=gpu}\n"
+EVERYTHING = FULL + TARGETS + "  - karpenter: {nodeclass: gpu, tag: image=gpu, remedy: boost}\n"
 BUILDERS = ("ec2", "ebs", "packer")
 VOLUME = "artefact: {kind: volume}\n"
 
@@ -160,6 +163,16 @@ ATTACKS = (
     Attack("look at a role's profile", "iam", "GetInstanceProfile", {"InstanceProfileName": "admin"}),
     Attack("end a protection", "ec2", "DisableImageDeregistrationProtection", {"ImageId": "ami-0a"}),
     Attack("switch off encryption", "ec2", "DisableEbsEncryptionByDefault", {}),
+    # Raised volumes: the nodes' role changes those that are launched so, and makes no other one of them.
+    Attack("raise a volume", "ec2", "ModifyVolume", {"VolumeId": "vol-0bad", "Iops": 80_000}),
+    Attack("raise a builder's volume", "ec2", "ModifyVolume", {"VolumeId": "vol-0a", "Iops": 80_000}),
+    Attack("change a raised volume elsewhere", "ec2", "ModifyVolume", {"VolumeId": "vol-0b"}, ELSEWHERE),
+    Attack("see changes elsewhere", "ec2", "DescribeVolumesModifications", {"VolumeIds": ["vol-0b"]}, ELSEWHERE),
+    Attack("tag a volume as raised", "ec2", "CreateTags", {
+        "Resources": ["vol-0bad"], "Tags": as_list({"parbake:boost": "3000/125"})}),
+    Attack("untag a raised volume", "ec2", "DeleteTags", {"Resources": ["vol-0b"]}),
+    Attack("detach a raised volume", "ec2", "DetachVolume", {"VolumeId": "vol-0b"}),
+    Attack("delete a raised volume", "ec2", "DeleteVolume", {"VolumeId": "vol-0b"}),
     # Secrets.
     Attack("read a parameter", "ssm", "GetParameter", {"Name": "/prod/password", "WithDecryption": True}),
     Attack("read parameters", "ssm", "GetParameters", {"Names": ["/nodes/gpu", "/prod/password"]}),
@@ -240,6 +253,26 @@ def in_account(check: Check, account: str, owner: str) -> Check:
     context = {key: tuple(each.replace("123456789012", account) for each in its) for key, its in check.context.items()}
     context |= {"ec2:Owner": (owner,)} if "ec2:Owner" in context else {}
     return Check(check.action, check.resource.replace("123456789012", account), context)
+
+
+def test_a_node_may_take_its_raised_volume_back_and_nothing_else(policies: Mapping[tuple[str, str], Any]) -> None:
+    policy, caller = policies["ebs", "nodes"], policies["ebs", "caller"]
+    for operation in ("ModifyVolume", "DescribeVolumesModifications"):
+        names = "VolumeIds" if operation.startswith("Describe") else "VolumeId"
+        asked = {names: ["vol-0b"] if names == "VolumeIds" else "vol-0b"}
+        for world in WORLDS:
+            wanted = checks("ec2", operation, asked, HOME, lambda name: TAGS.get(name, {}), world)
+            assert refused([policy], wanted) == refused([caller], wanted) == []
+    assert iam.actions(policy) == {"ec2:ModifyVolume", "ec2:DescribeVolumesModifications"}
+
+
+def test_the_nodes_policy_is_printed_where_a_target_boosts_or_somebody_asks(tmp_path: Path) -> None:
+    plain = written(tmp_path, TARGETS)
+    assert "nodes" not in printed(plain)
+    assert iam.actions(iam.policies(plain, boost=True)["nodes"]) == {
+        "ec2:ModifyVolume",
+        "ec2:DescribeVolumesModifications",
+    }
 
 
 ROLES = (pass_role("admin"), pass_role("nodes", "lambda.amazonaws.com"), pass_role("baker-admin"))

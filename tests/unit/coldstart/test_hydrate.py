@@ -10,7 +10,9 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -45,7 +47,7 @@ def program() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", hydrate.PROGRAMS)
+@pytest.mark.parametrize("name", [*hydrate.PROGRAMS, "boost.py"])
 def test_it_is_small_and_speaks_an_old_python(name: str) -> None:
     text = node_file(name).read_text()
     assert len(text.splitlines()) < 500
@@ -129,6 +131,7 @@ def test_it_finds_out_whether_one_touch_loads_a_block(
     trace = Trace(size=1 << 30, parts=(Part(name="a", reads=tuple(Read(0, n << 10, 8) for n in range(ranges))),))
     path.write_text(hydrate_list(trace))
     options = argparse.Namespace(list=str(path), wait=0.0, touch=touch, in_flight=32, rest=False, memory=0, hold=0.0)
+    options.boost = False
     state = program.State()
     program.hydrate(options, state)
     assert (state.head["phase"], state.blocks["state"]) == ("done", "done")
@@ -170,7 +173,15 @@ def test_its_state_tells_each_phase_and_how_far_it_is(
     for replaced in (find_device, read_all, prefetch):
         monkeypatch.setattr(program, replaced.__name__, replaced)
     options = argparse.Namespace(
-        list=str(tmp_path / "list"), wait=0.0, touch=0, in_flight=1, rest=False, memory=50, mounted=0.0, hold=0.0
+        list=str(tmp_path / "list"),
+        wait=0.0,
+        touch=0,
+        in_flight=1,
+        rest=False,
+        boost=False,
+        memory=50,
+        mounted=0.0,
+        hold=0.0,
     )
     program.hydrate(options, state)
     look()
@@ -290,9 +301,9 @@ def test_user_data_confines_as_the_service_is_where_systemd_knows_how(tmp_path: 
     assert asked[-1][-5:] == [
         "python3",
         "-u",
-        str(tmp_path / "run/hydrate.py"),
+        "/run/parbake/hydrate.py",
         "--list",
-        str(tmp_path / "run/hydrate.list"),
+        "/run/parbake/hydrate.list",
     ]
 
 
@@ -309,13 +320,31 @@ def test_user_data_holds_program_and_list(tmp_path: Path) -> None:
     assert text.startswith("#cloud-boothook\n#!/bin/sh\n")
     (unpack,) = re.findall(r"^python3 - <<'END'\n(.*?)\nEND\n", text, re.DOTALL | re.MULTILINE)
     subprocess.run([sys.executable, "-c", unpack.replace("/run/parbake", str(tmp_path))], check=True)
-    assert {path.name for path in tmp_path.iterdir()} == {"hydrate.py", "hydrate.list"}
+    assert {path.name for path in tmp_path.iterdir()} == {"hydrate.py", "hydrate.list", "hydrate.sh"}
     assert (tmp_path / "hydrate.list").read_text() == LIST
     program, whole = (tmp_path / "hydrate.py").read_text(), node_file("hydrate.py").read_text()
     assert without_docstrings(program) == without_docstrings(whole), "it is the same program without what people read"
     assert len(program) < 0.9 * len(whole)
     assert len(text) < limits.USER_DATA_LIMIT
     assert user_data(LIST) == text
+
+
+def test_only_nodes_with_raised_volumes_have_what_takes_them_back_and_a_network(tmp_path: Path) -> None:
+    for boost in (True, False):
+        folder = tmp_path / str(boost)
+        folder.mkdir()
+        unpack = user_data(LIST, boost=boost).partition("<<'END'\n")[2].partition("\nEND\n")[0]
+        subprocess.run([sys.executable, "-c", unpack.replace("/run/parbake", str(folder))], check=True)
+        start = (folder / "hydrate.sh").read_text()
+        assert (folder / "boost.py").exists() is boost
+        assert ("--list /run/parbake/hydrate.list --boost" in start) is boost
+        assert ("--property=PrivateNetwork=yes" in start) is not boost
+        assert ("AF_INET" in start) is boost
+    assert len(user_data(LIST, boost=True)) < len(user_data(LIST)) + 2_600
+    assert set(hydrate.confinement()) - set(hydrate.confinement(network=True)) == {
+        "PrivateNetwork=yes",
+        "RestrictAddressFamilies=none",
+    }
 
 
 def test_user_data_has_nothing_that_templates_take_for_their_own() -> None:
@@ -331,6 +360,42 @@ def test_the_program_works_without_what_looks_after_memory(tmp_path: Path) -> No
     command = [sys.executable, str(tmp_path / "hydrate.py"), "--list", "/none", "--state", str(tmp_path / "state")]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
     assert json.loads((tmp_path / "state").read_text())["phase"] == "failed"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_raised_volume_goes_back_when_all_is_read_and_the_state_says_so(
+    program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """Beside what the node waits for, also where reading fails."""
+    (tmp_path / "list").write_text(LIST)
+    order: list[str] = []
+
+    def take_back(device: str, read: threading.Event, told: dict[str, str], *tell: Callable[[], None]) -> None:
+        assert read.wait(30)
+        order.append(f"take back {device}")
+        told["state"] = "optimizing"
+        tell[-1]()
+
+    def prefetch(*_: object) -> None:
+        order.append("prefetched")
+        if fails:
+            raise OSError("the disk is gone")
+
+    monkeypatch.setattr(program, "take_back", take_back)
+    monkeypatch.setattr(program, "confine", lambda: None)
+    monkeypatch.setattr(program.State, "keep", lambda _: None)
+    monkeypatch.setattr(program, "find_device", lambda *_: "/dev/nvme1n1")
+    monkeypatch.setattr(program, "read_all", lambda *_: ({"bytes": 0, "errors": 0}, 1 << 40))
+    monkeypatch.setattr(program, "prefetch", prefetch)
+    state = tmp_path / "state"
+    monkeypatch.setattr(sys, "argv", ["x", "--list", str(tmp_path / "list"), "--state", str(state), "--boost"])
+    others = set(threading.enumerate())
+    program.main()
+    for thread in set(threading.enumerate()) - others:
+        thread.join(30)
+    told = json.loads(state.read_text())
+    assert (told["phase"], told["boost"]) == ("failed" if fails else "done", {"state": "optimizing"})
+    assert order == ["prefetched", "take back /dev/nvme1n1"]
 
 
 def test_installing_into_a_root(tmp_path: Path) -> None:

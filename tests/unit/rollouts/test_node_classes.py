@@ -43,7 +43,9 @@ VOLUME = Offer(
 TOGETHER = IMAGE.model_copy(update={"snapshot": "snap-1", "snapshot_size": 30 * GIB, "artefacts": ("data-1", "node-1")})
 LARGE = IMAGE.model_copy(update={"image_size": 40 * GIB})
 MOUNTED = VOLUME.model_copy(update={"mount": "#cloud-boothook\nmount\n"})
-HOT = VOLUME.model_copy(update={"hydrate": "#cloud-boothook\n#!/bin/sh\ntrue\n"})
+HOT = VOLUME.model_copy(
+    update={"hydrate": "#cloud-boothook\n#!/bin/sh\ntrue\n", "boost": "#cloud-boothook\n#!/bin/sh\ntrue back\n"}
+)
 BOTTLEROCKETS = VOLUME.model_copy(update={"family": "Bottlerocket"})
 COMMON: dict[str, Any] = {
     "role": "nodes",
@@ -71,6 +73,12 @@ def disk(name: str, size: str, **more: Any) -> dict[str, Any]:
 
 ALIAS = node_class(amiSelectorTerms=[{"alias": "al2023@latest"}])
 IDS = node_class(amiFamily="AL2023", amiSelectorTerms=[{"id": "ami-0"}, {"id": "ami-00"}])
+BOOST = {"raised": True, "boost": True}
+LARGE_BOOST = HOT.model_copy(update={"boost": "#cloud-boothook\n" + "x" * 14_000})
+FASTER: dict[str, Any] = {
+    "blockDeviceMappings": [disk("/dev/xvdb", "100Gi", snapshotID="snap-0", iops=8000, throughput=2000)]
+}
+OTHER_KIND: dict[str, Any] = {"blockDeviceMappings": [disk("/dev/xvdb", "9Gi", volumeType="io2", iops=9000)]}
 CASES: dict[str, tuple[str, dict[str, Any], Offer, dict[str, Any]]] = {
     "image-over-alias": (NEW, ALIAS, IMAGE, {}),
     "image-over-ids": (NEW, IDS, IMAGE, {}),
@@ -107,6 +115,12 @@ CASES: dict[str, tuple[str, dict[str, Any], Offer, dict[str, Any]]] = {
         {},
     ),
     "volume-beside-the-default-disk": (NEW, ALIAS, VOLUME, {}),
+    "boost": (NEW, node_class(**ALIAS["spec"], tags={"team": "ml"}), HOT, {**BOOST, "hydrate": True}),
+    "boost-without-room": (NEW, ALIAS, LARGE_BOOST, {**BOOST, "hydrate": True}),
+    "boost-as-told": (NEW, ALIAS, HOT, {**BOOST, "disk": {"iops": 8000, "throughput": 2000}}),
+    "boost-no-longer": (NEW, node_class(**ALIAS["spec"], **FASTER, tags={"parbake:boost": "3000/125"}), VOLUME, {}),
+    "boost-of-another-kind": (NEW, node_class(**ALIAS["spec"], **OTHER_KIND), VOLUME, BOOST),
+    "volume-faster-than-its-size-allows": (NEW, ALIAS, VOLUME, {"disk": {"iops": 16000, "throughput": 500}}),
     "volume-on-bottlerocket": (NEW, node_class(amiSelectorTerms=[{"alias": "bottlerocket@latest"}]), VOLUME, {}),
     "volume-again": (
         NEW,

@@ -67,13 +67,13 @@ _READ_PARAMETERS = ("ssm:GetParameter", "ssm:GetParameterHistory", "ssm:GetParam
 _DIRECT_KMS = ("kms:Encrypt", "kms:GenerateDataKey")
 
 
-def policies(bakefile: Bakefile, names: Names | None = None) -> dict[str, Policy]:
+def policies(bakefile: Bakefile, names: Names | None = None, *, boost: bool = False) -> dict[str, Policy]:
     """Return the policies by what they are for; ``names`` are those that the Bakefile does not say.
 
-    ``caller``, and where they are needed ``instance_role``, ``instance_role_trust``, ``rollout``,
-    ``prune``, ``doctor``, ``karpenter``, and of roles that the Bakefile names ``assume``, ``role_trust`` and, for each
-    of copies and of targets, ``role_of_copies_in_REGION`` and ``role_of_TARGET`` with its trust. What ``names`` lacks
-    stands there as a placeholder (``missing`` tells of it).
+    ``caller``, and where they are needed ``instance_role``, ``instance_role_trust``, ``rollout``, ``prune``,
+    ``doctor``, ``karpenter``, ``nodes`` (with ``boost`` though no target says so), and of roles that the Bakefile names
+    ``assume``, ``role_trust`` and, for each of copies and of targets, ``role_of_copies_in_REGION`` and
+    ``role_of_TARGET`` with its trust. What ``names`` lacks stands there as a placeholder (``missing`` tells of it).
     """
     scope, role = Scope(bakefile, names or Names()), bakefile.aws.role
     if role:  # all but the targets' own is done in it
@@ -91,6 +91,9 @@ def policies(bakefile: Bakefile, names: Names | None = None) -> dict[str, Policy
     karpenter = list(_karpenter(scope))
     if karpenter:
         found["karpenter"] = policy(karpenter)
+    boosting = rollouts.boosting(scope)
+    if boosting or boost:
+        found["nodes"] = policy(rollouts.taking_back(scope, boosting))
     return {**found, **_roles(scope)}
 
 
@@ -154,6 +157,8 @@ def _caller(scope: Scope) -> Iterator[Policy]:
         name = bakefile.base.ami.parameter(bakefile.platform)
         yield allow("FindTheBase", ["ssm:GetParameter"], scope.parameter(name, [scope.home]))
     yield from for_store(scope, "s3:PutObject")
+    if boosting := rollouts.boosting(scope):  # `clean` takes back what nodes could not
+        yield from rollouts.taking_back(scope, boosting)
     yield from bakes.statements(scope)
     yield from bakes.commands(scope)
     if bakefile.traits.in_ec2:

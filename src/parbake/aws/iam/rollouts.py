@@ -5,7 +5,7 @@ Sources: Service Authorization Reference for EC2 Auto Scaling, EKS and Systems M
 the group takes $Latest or $Default); EC2 user guide, "Control access to launch templates with IAM permissions" (no
 policy restricts what a new version names) and "Example policies" (ec2:IsLaunchTemplateResource); Systems Manager user
 guide, "Using AMI IDs in parameters" (who puts one must be allowed to describe images); EC2 API reference, DeleteTags
-(without tags it deletes all).
+(without tags it deletes all); ModifyVolume is narrowed by the volume's tags, DescribeVolumesModifications by nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from parbake.aws.iam.statements import OURS, Policy, Scope, allow, both, here, never_take_over, suffix
+from parbake.aws.tags import BOOST
 from parbake.bakefile.targets import Target
 
 _AROUND = (
@@ -62,6 +63,22 @@ def for_targets(scope: Scope, baked_in: str = "") -> Iterator[Policy]:
         yield from _tags(scope, tags)
     if tags or groups or nodegroups:
         yield never_take_over(scope)
+
+
+def boosting(scope: Scope) -> list[Target]:
+    """Return the targets whose nodes launch with raised volumes."""
+    return [each for each in scope.bakefile.rollout if each.remedy == "boost"]
+
+
+def taking_back(scope: Scope, targets: Sequence[Target]) -> Iterator[Policy]:
+    """Allow to take raised volumes back, those with the tag of ``boost`` alone: what the nodes of targets do.
+
+    AWS has no condition on what a volume is changed to, nor on whose instance it is.
+    """
+    places = scope.of(targets) or scope.places
+    tagged: Policy = {"StringLike": {f"aws:ResourceTag/{BOOST}": "*"}}
+    yield allow("TakeBackRaised", ["ec2:ModifyVolume"], scope.ec2("volume", regions=places), tagged)
+    yield allow("LookAtChanges", ["ec2:DescribeVolumesModifications"], condition=here(places))
 
 
 def parameters(scope: Scope) -> list[str]:

@@ -155,9 +155,9 @@ def _rollout(
     if options.mount:
         offers = [with_mount(each, found, config) for each, config in zip(offers, targets, strict=True)]
     if any(hydrates(config) for config in targets):
-        part = hydrate_part(located)
+        parts = {"hydrate": hydrate_part(located), "boost": hydrate_part(located, boost=True)}
         offers = [
-            each.model_copy(update={"hydrate": part}) if hydrates(config) else each
+            each.model_copy(update=parts) if hydrates(config) else each
             for each, config in zip(offers, targets, strict=True)
         ]
     decided = list[_Decided]()

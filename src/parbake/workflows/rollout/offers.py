@@ -87,10 +87,11 @@ def fitting(offered: Offer, config: Target) -> Offer:
     return offered
 
 
-def hydrate_part(located: Iterable[tuple[Path, Record]]) -> str:
+def hydrate_part(located: Iterable[tuple[Path, Record]], *, boost: bool = False) -> str:
     """Return the user data that loads what the images' starts read: of the volume, or of a machine image.
 
-    Empty for a machine image alone that has the service in it. Raises InputError where no start was traced.
+    With ``boost`` it then takes a volume back that was launched raised. Empty for a machine image alone that has the
+    service in it. Raises InputError where no start was traced.
     """
     found = tuple(located)
     volumes = [each for each in found if each[1].plan.artefact.kind == "volume"]
@@ -103,7 +104,7 @@ def hydrate_part(located: Iterable[tuple[Path, Record]]) -> str:
         )
     ((artefact, record),) = volumes or found
     try:
-        return user_data(hydrate_list(trace_of(artefact, record)))
+        return user_data(hydrate_list(trace_of(artefact, record)), boost=boost and bool(volumes))
     except InputError as error:
         raise InputError(
             f"{error.message}, and a target says `remedy: hydrate`", hint=f"{error.hint}; or choose another remedy"
@@ -123,7 +124,7 @@ def with_mount(offered: Offer, found: Sequence[Record], config: Target) -> Offer
 
 def hydrates(config: Target) -> bool:
     """Whether a target wants user data that loads hot blocks."""
-    return config.remedy == "hydrate"
+    return config.remedy in {"hydrate", "boost"}
 
 
 def _one_region(found: Sequence[Record]) -> str:

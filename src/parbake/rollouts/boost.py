@@ -1,0 +1,62 @@
+"""Volumes that are launched raised for the start alone: how fast, and the tag by which they may be taken back. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from parbake.aws.limits import GP3, RAISED_GP3, Gp3
+from parbake.aws.tags import BOOST
+
+TAG = {BOOST: f"{GP3.iops}/{GP3.throughput}"}
+"""What tells these volumes apart, and what they go back to."""
+
+SPEED = ("iops", "throughput")
+NO_ROOM = (
+    "the user data has no room for what lets nodes take their raised volumes back: `parbake watch` or `parbake clean "
+    "--aws` does, a quarter of an hour after a start; run one of them every few minutes"
+)
+
+
+def boosted(tags: object) -> bool:
+    """Whether the tags that nodes' volumes get say that they are launched raised."""
+    return isinstance(tags, Mapping) and BOOST in tags
+
+
+def retag(spec: dict[str, Any], *, boost: bool) -> None:
+    """Put the tag among those that a node class gives to what it launches, or take it out; others stay."""
+    tags = spec.get("tags")
+    if boosted(tags) != boost:
+        own = {key: value for key, value in (tags.items() if isinstance(tags, Mapping) else ()) if key != BOOST}
+        spec["tags"] = {**own, **(TAG if boost else {})}
+        if not spec["tags"]:
+            del spec["tags"]
+
+
+def raised(gib: int) -> dict[str, int]:
+    """Return the settings of a volume of so many GiB that is raised as far as it can be."""
+    usual = RAISED_GP3.within(gib)
+    return {"iops": usual.iops, "throughput": usual.throughput}
+
+
+def slow(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the mapping of a volume that was launched raised as it is without: nobody would take it back."""
+    ebs = {key: value for key, value in (mapping.get("ebs") or {}).items() if key not in SPEED}
+    return {**mapping, "ebs": ebs}
+
+
+def of_a_remedy(ebs: Mapping[str, Any], gib: int) -> bool:
+    """Whether a volume of so many GiB is as fast as a remedy makes it, and not as somebody else wanted it."""
+    return raised(gib).items() <= ebs.items()
+
+
+def against(ebs: Mapping[str, Any], gib: int, *, boost: bool) -> list[str]:
+    """Return why EC2 launches no node with such a volume, or why it would stay raised."""
+    kind = str(ebs.get("volumeType") or "gp2")
+    if kind != "gp3":
+        return [f"`boost` is for gp3, and the volume is of type {kind}: write `volumeType: gp3`"] if boost else []
+    wanted = Gp3(int(ebs.get("iops") or GP3.iops), int(ebs.get("throughput") or GP3.throughput))
+    most = wanted.within(gib)
+    if wanted == most:
+        return []
+    return [f"a gp3 volume of {gib} GiB with {wanted} cannot be made: write at most {most}, or a larger `volumeSize`"]
