@@ -21,7 +21,8 @@ NAME, VERIFIED = "parbake:name", "parbake:verified"
 ``verified`` the time of a verification that passed."""
 TEMPORARY, ARTEFACT = "temporary", "artefact"
 BOOST = "parbake:boost"
-"""On what nodes with raised volumes are made of: what their role may take back (``iam``), and ``clean`` looks for."""
+"""On what nodes with a raised volume are made of: its device and figures, such as ``/dev/xvdb 16000/1000``. Volumes
+that have it may be taken back by the nodes' role (``iam``), and by a clean-up, which looks for these figures."""
 
 
 @dataclass(frozen=True, slots=True)

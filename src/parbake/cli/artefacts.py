@@ -429,8 +429,8 @@ def clean(
     That includes disks that wait for their verification, with which the next bake would go on.
     On this machine only files can be left over: the kernel ends mounts, loop devices and processes with the run. Runs
     that are under way here are not touched. With `--aws` it finds instances, volumes, unfinished AMIs with their
-    snapshots, copies in other regions, security groups, and Packer's key pairs by their tags. It spares what other
-    machines with the same store are baking; without a store, let no other machine bake this Bakefile meanwhile.
+    snapshots, copies in other regions, security groups, Packer's key pairs, and what `remedy: boost` left raised, by
+    their tags. It spares what other machines with the same store bake; without a store, let none bake it meanwhile.
     """
     from parbake.workflows import clean as workflow
 

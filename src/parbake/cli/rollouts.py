@@ -203,7 +203,7 @@ def watch(
     from parbake.bakefile import load
     from parbake.cli.text import rollouts
     from parbake.workflows import watch as workflow
-    from parbake.workflows.clean import watch_fast_restores
+    from parbake.workflows.clean import watch_what_ends
     from parbake.workflows.rollout import RolloutOptions
 
     targets = roll_out and bool(load(file).rollout)
@@ -213,7 +213,7 @@ def watch(
         return Result(rollouts.turn_json(turn), lambda: rollouts.turn_text(turn))
 
     def look() -> workflow.Seen:
-        watch_fast_restores(file, events)
+        watch_what_ends(file, events)
         return workflow.look(file, events)
 
     turn = workflow.watch(

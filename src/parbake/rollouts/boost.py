@@ -8,9 +8,6 @@ from typing import Any
 from parbake.aws.limits import GP3, RAISED_GP3, Gp3
 from parbake.aws.tags import BOOST
 
-TAG = {BOOST: f"{GP3.iops}/{GP3.throughput}"}
-"""What tells these volumes apart, and what they go back to."""
-
 SPEED = ("iops", "throughput")
 NO_ROOM = (
     "the user data has no room for what lets nodes take their raised volumes back: `parbake watch` or `parbake clean "
@@ -18,17 +15,22 @@ NO_ROOM = (
 )
 
 
-def boosted(tags: object) -> bool:
-    """Whether the tags that nodes' volumes get say that they are launched raised."""
-    return isinstance(tags, Mapping) and BOOST in tags
-
-
-def retag(spec: dict[str, Any], *, boost: bool) -> None:
-    """Put the tag among those that a node class gives to what it launches, or take it out; others stay."""
+def boosted(spec: Mapping[str, Any]) -> str:
+    """Return what the tag says that a node class gives to what it launches; empty: it has none."""
     tags = spec.get("tags")
-    if boosted(tags) != boost:
-        own = {key: value for key, value in (tags.items() if isinstance(tags, Mapping) else ()) if key != BOOST}
-        spec["tags"] = {**own, **(TAG if boost else {})}
+    return str(tags.get(BOOST, "")) if isinstance(tags, Mapping) else ""
+
+
+def tag_of(device: str, ebs: Mapping[str, Any]) -> str:
+    """Return the tag of a raised volume: under which device, and how raised, for all volumes of a node have it."""
+    return f"{device} {ebs.get('iops', GP3.iops)}/{ebs.get('throughput', GP3.throughput)}"
+
+
+def retag(spec: dict[str, Any], tag: str) -> None:
+    """Put the tag among those that a node class gives to what it launches, or take it out; others stay."""
+    if boosted(spec) != tag:
+        own = {key: value for key, value in (spec.get("tags") or {}).items() if key != BOOST}
+        spec["tags"] = {**own, **({BOOST: tag} if tag else {})}
         if not spec["tags"]:
             del spec["tags"]
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
+from parbake.aws.tags import BOOST
 from parbake.bakefile.targets import FASTEST_RATE, GitopsTarget, KarpenterTarget
 from parbake.core.errors import InputError
 from parbake.core.families import AL2, ASSUMED, BOTTLEROCKET, BY_WORD, FAMILIES, NodeFamily, family_of
@@ -172,7 +173,7 @@ class NodeClass:
             label="" if ids.images else self._label,
             spec={key: spec[key] for key in _FIELDS if key in spec}
             | {name: part for name, part in parts.items() if part}
-            | ({"tags": boosts.TAG} if boosts.boosted(spec.get("tags")) else {}),
+            | ({BOOST: tag} if (tag := boosts.boosted(spec)) else {}),
         )
 
     @property
@@ -236,8 +237,8 @@ def decide_rollback(node_class: NodeClass, *, device: str, selector: AmiSelector
             return _change(node_class, dict(spec), now, back, History(left=past.left), (), [], selector)
         return already_back(where, now, past.left)
     after = {key: value for key, value in spec.items() if key not in _FIELDS}
-    after |= {key: value for key, value in previous.spec.items() if key != "tags"}
-    boosts.retag(after, boost="tags" in previous.spec)
+    after |= {key: value for key, value in previous.spec.items() if key != BOOST}
+    boosts.retag(after, previous.spec.get(BOOST, ""))
     _put_parts(after, {name: after.pop(name, "") for name in userdata.NAMES})
     cautions = []
     if past.current and not past.current.same_ids(now):
@@ -350,10 +351,11 @@ def _take_disks(
                 _at_least(each["ebs"], offer.image_size)
     cautions = []
     if offer.snapshot:
-        if boosts.boosted(spec.get("tags")) and not boost:
+        if boosts.boosted(spec) and not boost:
             disks = [boosts.slow(each) if each.get("deviceName") == device else each for each in disks]
         cautions = _take_volume(disks, family, offer, device, settings, raised=raised)
-        boosts.retag(spec, boost=boost)
+        ebs = next(each["ebs"] for each in disks if each.get("deviceName") == device)
+        boosts.retag(spec, boosts.tag_of(device, ebs) if boost else "")
     if disks:
         spec["blockDeviceMappings"] = disks
     return cautions
@@ -477,7 +479,7 @@ def _refusals(after: NodeClass, offer: Offer, device: str) -> list[str]:
     volume = next((as_map(each.get("ebs")) for each in after.mappings if each.get("deviceName") == device), None)
     if offer.snapshot and volume is not None:
         gib = gibibytes(quantity(volume.get("volumeSize")))
-        found += boosts.against(volume, gib, boost=boosts.boosted(after.spec.get("tags")))
+        found += boosts.against(volume, gib, boost=bool(boosts.boosted(after.spec)))
     if offer.snapshot and device in roots:
         found.append(f"{device} is the root disk of {family or 'these nodes'}: a volume needs a device of its own")
     return found

@@ -28,8 +28,8 @@ def clean_aws(bakefile_path: Path, events: Events, overrides: Mapping[str, str] 
     """Remove what runs of this Bakefile left in AWS, and what is past its time of any other, by region.
 
     What a machine works on that shares the Bakefile's store is spared; without a store, a run that is under way on
-    another machine loses it. Fast snapshot restores whose time is over are turned off. ``overrides`` replace keys of
-    the Bakefile. Raises AwsError.
+    another machine loses it. Fast snapshot restores whose time is over are turned off, and volumes that a dead node has
+    left raised are taken back. ``overrides`` replace keys of the Bakefile. Raises AwsError.
     """
     from parbake import aws  # loads only where AWS is asked
     from parbake.aws.leftovers import LeftoverFilter, remove
@@ -43,7 +43,11 @@ def clean_aws(bakefile_path: Path, events: Events, overrides: Mapping[str, str] 
         removed = {region: remove(wanted, region, events) for region in regions}
         ended = end_fast_restores(bakefile, events, tuple(regions))
         off = {region: tuple(f"fast-restore:{each}" for each in found) for region, found in ended.items()}
-        gone = {region: (*found, *off[region]) for region, found in removed.items()}
+        back = take_back_raised(bakefile, events, tuple(regions))
+        gone = {
+            region: (*removed.get(region, ()), *off.get(region, ()), *(f"boost:{each}" for each in found))
+            for region, found in back.items()
+        }
         return Cleaned(gone, {key: f"{busy[key].host} bakes {busy[key].what}" for key in sorted(spared)})
 
 
@@ -58,9 +62,19 @@ def end_fast_restores(bakefile: Bakefile, events: Events, regions: Sequence[str]
     return ended
 
 
-def watch_fast_restores(bakefile_path: Path, events: Events) -> None:
-    """Do so at each turn of a watch, where the Bakefile has such times. Raises AwsError."""
+def take_back_raised(bakefile: Bakefile, events: Events, regions: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Take back volumes that are raised after their nodes' start, there and where targets boost. Raises AwsError."""
+    from parbake.aws.ebs import raised
+
+    targets = [each.region for each in bakefile.rollout if each.remedy == "boost" and each.region]
+    return {region: raised.take_back(region, events) for region in dict.fromkeys((*regions, *targets))}
+
+
+def watch_what_ends(bakefile_path: Path, events: Events) -> None:
+    """Do both at each turn of a watch, where the Bakefile has such times or such targets. Raises AwsError."""
     with opened(bakefile_path) as bakefile:
+        if any(each.remedy == "boost" for each in bakefile.rollout):
+            take_back_raised(bakefile, events, (bakefile.aws.region or "",))
         wanted = bakefile.aws.fast_snapshot_restore
         if wanted and wanted.for_:
             end_fast_restores(bakefile, events, sorted({zone[:-1] for zone in wanted.zones}))

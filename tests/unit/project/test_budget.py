@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from tests.unit.project.test_structure import _files, _module, _name, _nodes, _wing
 
 LINES = {
-    "aws": 4220,
+    "aws": 4280,
     "bakefile": 3020,
     "builders": 4890,
     "cli": 5970,
@@ -22,7 +22,7 @@ LINES = {
     "records": 2725,
     "rollouts": 5360,
     "verify": 1735,
-    "workflows": 9060,
+    "workflows": 9070,
 }
 """The most lines of each wing's modules, without those that the protobuf compiler writes."""
 SLACK = 0.94
