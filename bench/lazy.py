@@ -22,6 +22,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from math import inf
 
 from parbake.core.model import EBS_BLOCK, MIB
 
@@ -31,17 +32,29 @@ _SCATTER = 0.3  # of the latencies' logarithm
 
 @dataclass(frozen=True)
 class Drive:
-    """How a volume answers what is loaded: seconds of a read, operations a second, MiB/s."""
+    """How a volume answers what is loaded: seconds of a read, operations a second, MiB/s.
+
+    It ``lasts`` so many seconds, from the volume's attachment on, and is ``then`` another one: what is under way is
+    finished as it was begun. That EBS changes at once, and first touches not at all, nobody has seen.
+    """
 
     name: str
     latency: float
     operations: float
     rate: float
+    lasts: float = inf
+    then: Drive | None = None
+
+    def at(self, age: float) -> Drive:
+        """Return what it is after so many seconds: one that is modified is another when that has been done."""
+        return self if age < self.lasts or self.then is None else self.then.at(age - self.lasts)
 
 
+_GP3 = Drive("gp3", 0.0007, 3_000, 125.0)
 DRIVES = {
-    "gp3": Drive("gp3", 0.0007, 3_000, 125.0),
+    "gp3": _GP3,
     "gp3-raised": Drive("gp3-raised", 0.0007, 16_000, 1_000.0),
+    "gp3-boost": Drive("gp3-boost", 0.0007, 16_000, 1_000.0, lasts=60.0, then=_GP3),
     "io2": Drive("io2", 0.0003, 16_000, 1_000.0),
 }
 
@@ -77,7 +90,8 @@ class _Request:
 
 
 class Lazy:
-    """Decides when requests are answered. Times are in seconds; ``began`` is when a provisioned rate (MiB/s) begins.
+    """Decides when requests are answered. Times are in seconds; ``began`` is when the volume is attached, and a
+    provisioned rate (MiB/s) begins.
 
     ``cold`` are the blocks that are not loaded, in the order of a provisioned rate; all others are. ``loaded`` counts
     what was fetched by touches, ``most`` is how many were under way together, ``asked`` how many requests came.
@@ -100,7 +114,7 @@ class Lazy:
         missing = [block for block in blocks if self._cold(block, now)]
         scatter = random.Random(self.asked).lognormvariate(0.0, _SCATTER)  # noqa: S311 - the same in every run
         self.asked += 1
-        request = _Request(len(missing), size, now + self._profile.drive.latency * scatter, answer)
+        request = _Request(len(missing), size, now + self._drive(now).latency * scatter, answer)
         for block in missing:
             if (waiting := self._waiting.get(block)) is None:
                 waiting = self._waiting[block] = []
@@ -147,8 +161,11 @@ class Lazy:
                 self._transfer(request, now)
         self._load(now)
 
+    def _drive(self, now: float) -> Drive:
+        return self._profile.drive.at(now - self.began)
+
     def _transfer(self, request: _Request, now: float) -> None:
-        drive = self._profile.drive
+        drive = self._drive(now)
         self._transfers_until = max(self._transfers_until, now) + request.size / MIB / drive.rate
         operations = max(1, -(-request.size // _OPERATION))
         self._operates_until = max(self._operates_until, now) + operations / drive.operations

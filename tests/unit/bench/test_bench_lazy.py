@@ -76,6 +76,7 @@ def test_what_the_volumes_are_sold_as() -> None:
     assert [(drive.latency, drive.operations, drive.rate) for drive in DRIVES.values()] == [
         (0.0007, 3_000, 125.0),
         (0.0007, 16_000, 1_000.0),
+        (0.0007, 16_000, 1_000.0),
         (0.0003, 16_000, 1_000.0),
     ]
     assert {profile.drive for profile in PROFILES.values()} == {GP3}
@@ -89,6 +90,22 @@ def test_what_is_loaded_comes_at_the_volumes_rate(drive: Drive) -> None:
     clock.until()
     assert 1000 * EBS_BLOCK / MIB / clock.now == pytest.approx(drive.rate, rel=0.01)
     assert clock.model.loaded == 0
+
+
+def test_a_volume_that_is_taken_back_is_slower_from_then_on_and_its_first_touches_are_as_they_were() -> None:
+    """1,000 MiB/s for a second after the attachment, then 125; a boot before the first read counts."""
+    boosted = replace(DRIVES["gp3-boost"], lasts=1.0)
+    for boot, seconds in ((0.0, 1.0 + 1000 / 125), (0.5, 0.5 + 1500 / 125), (9.0, 2000 / 125)):
+        model = on(boosted)
+        model.began -= boot
+        clock = Clock(model)
+        for block in range(4000):
+            clock.until(max(clock.now, block / 2000))  # asked for as fast as they come at first
+            clock.ask(str(block), block, size=EBS_BLOCK)
+        clock.until()
+        assert clock.now == pytest.approx(seconds, rel=0.02), boot
+    assert boosted.at(0.5) is boosted
+    assert boosted.at(1.0) == GP3
 
 
 @EACH
