@@ -38,16 +38,16 @@ PLACES = (b".parbake-prefetch.list", b"etc/parbake/prefetch.list")  # of the lis
 LARGEST_LIST = 16 << 20
 CAP_DAC_READ_SEARCH = 1 << 2
 OPTIONS = (
-    ("--list", "/etc/parbake/hydrate.list", "the blocks to read"),
-    ("--files", "", "the files to read into memory; without it, the list that lies in the file system itself"),
-    ("--memory", 50, "percent of the available memory that files may take; 0: none is read"),
-    ("--mounted", 120.0, "seconds to wait for the file system's being mounted"),
-    ("--hold", 600.0, "seconds to look after what is in memory, if its images are not up before; 0: not at all"),
-    ("--in-flight", 32, "requests at a time"),
-    ("--touch", 0, "read so many bytes of each range; 0: one page where that loads all of it, else all"),
-    ("--wait", 30.0, "seconds to wait for the device"),
-    ("--state", "/run/parbake/hydrate.json", "write here how far it is, and the figures, as JSON"),
-    ("--metrics", "", "write the figures here, for node_exporter's textfile collector"),
+    ("--list", "/etc/parbake/hydrate.list"),  # the blocks to read
+    ("--files", ""),  # the files to read into memory; without it, the list that lies in the file system itself
+    ("--memory", 50),  # percent of the available memory that files may take; 0: none is read
+    ("--mounted", 120.0),  # seconds to wait for the file system's being mounted
+    ("--hold", 600.0),  # seconds to look after what is in memory, if its images are not up before; 0: not at all
+    ("--in-flight", 32),  # requests at a time
+    ("--touch", 0),  # read so many bytes of each range; 0: one page where that loads all of it, else all
+    ("--wait", 30.0),  # seconds to wait for the device
+    ("--state", "/run/parbake/hydrate.json"),  # write here how far it is, and the figures, as JSON
+    ("--metrics", ""),  # write the figures here, for node_exporter's textfile collector
 )
 
 
@@ -478,10 +478,10 @@ def read_rest(device, ranges, end, done):
 def main():
     """Read the options, do both, tell; never fail."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default, what in OPTIONS:
-        parser.add_argument(name, default=default, type=type(default), help=what)
-    parser.add_argument("--boost", action="store_true", help="then take the volume, launched raised, back to gp3's own")
-    parser.add_argument("--rest", action="store_true", help="then read the rest of the device, at low priority")
+    for name, default in OPTIONS:
+        parser.add_argument(name, default=default, type=type(default))
+    parser.add_argument("--boost", action="store_true")  # then take the volume, launched raised, back to gp3's own
+    parser.add_argument("--rest", action="store_true")  # then read the rest of the device, at low priority
     options = parser.parse_args()
     state = State(options.state, options.metrics)
     try:

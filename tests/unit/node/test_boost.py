@@ -91,24 +91,33 @@ def test_what_is_never_read_to_its_end_is_paid_for_ten_minutes(node: Node) -> No
     assert (waited, node.volumes.has[MINE]) == ([600.0], BASE)
 
 
-@pytest.mark.parametrize("call", range(12))
-def test_killed_at_any_call_the_next_start_finishes_with_one_change(node: Node, call: int) -> None:
-    """Before and after each request to the metadata service or EC2."""
-    real, left = node.program.send, [call]
+@pytest.mark.parametrize("step", range(14))
+def test_killed_at_any_step_the_next_start_finishes_with_one_change(node: Node, step: int) -> None:
+    """Before and after each question to EC2, and each wait: in every state of the change."""
+    asks, left = node.program.ask, [step]
 
-    def dying(*arguments: Any, **more: Any) -> Any:
-        left[0] -= 1
-        if left[0] == -1 and call % 2:
-            raise Killed
-        found = real(*arguments, **more)
-        if left[0] == -1:
-            raise Killed
-        return found
+    def die(act: Callable[..., Any]) -> Callable[..., Any]:
+        def step_on() -> None:
+            left[0] -= 1
+            if left[0] == -1:
+                raise Killed
 
-    node.program.send = dying
-    with pytest.raises(Killed):
+        def dying(*arguments: Any, **more: Any) -> Any:
+            step_on()
+            found = act(*arguments, **more)
+            step_on()
+            return found
+
+        return dying
+
+    node.program.ask, node.program.time.sleep = die(asks), die(node.sleep)
+    died = False
+    try:
         node.start()
-    node.program.send = real
+    except Killed:
+        died = True
+    assert died is (step < 13), "these are all steps of a start"
+    node.program.ask, node.program.time.sleep = asks, node.sleep
     assert node.start() == "optimizing"
     assert (node.volumes.has[MINE], node.asked) == (BASE, 1)
 
