@@ -224,6 +224,14 @@ def advise(
     headroom: Annotated[
         float, typer.Option(min=0, help="Without a record: nodes kept running for pods to come.", metavar="COUNT")
     ] = 0.0,
+    measured: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--measured",
+            help="What `observe --json`, ebs-check or a node's hydrate.json says; may be given several times.",
+            metavar="FILE",
+        ),
+    ] = None,
     prices: Annotated[
         Path | None, typer.Option("--prices", help="A JSON file of prices, to replace parbake's.", metavar="FILE")
     ] = None,
@@ -251,10 +259,12 @@ def advise(
     _PROFILE.need(profile)
     _DRIVE.need(drive)
     listed = costs.load_prices(prices, node_hour)
-    pulls = costs.own_pull(pull_rate) if pull_rate else costs.known_pulls()
+    pulls: Sequence[Pull] = costs.own_pull(pull_rate) if pull_rate else costs.known_pulls()
     project = Project(file, [selector])
     asked = size is not None or pull_seconds is not None
     if not selector and (asked or project.bakefile is None):
+        if measured:
+            raise InputError("--measured is about starts from a bake", hint="name its record, or leave --measured out")
         seconds = {each.name: each.seconds((size or 0) * costs.MB) for each in pulls} if size else {}
         seconds = {**seconds, **({"pull": pull_seconds} if pull_seconds is not None else {})}
         if "pull" not in seconds:
@@ -279,9 +289,11 @@ def advise(
         bakes=bakes,
         bake_minutes=bake_minutes,
     )
-    speeds = costs.SPEEDS[profile]
-    parts = {"situation": situation, "speeds": speeds, "drive": costs.DRIVES[drive]}
-    return _advised(costs.advise(situation, speeds, listed, pulls), situation, listed, pulls, **parts)
+    found = costs.read_measured(measured or ())
+    situation, speeds, pulls = found.applied(situation, costs.SPEEDS[profile], pulls)
+    parts = {"situation": situation, "speeds": speeds, "drive": costs.DRIVES[drive], "measured": found}
+    advice = costs.advise(situation, speeds, listed, pulls).model_copy(update={"basis": found.basis})
+    return _advised(advice, situation, listed, pulls, **parts)
 
 
 def _advised(advice: Advice, at: Situation | None, prices: Prices, pulls: Sequence[Pull], **parts: Frozen) -> Result:
@@ -323,8 +335,9 @@ def advice_text(advice: Advice, at: Situation | None, prices: Prices) -> str:
     )
     remedies = table(rows, header=("remedy", "a start takes", "costs", "waiting", "in all"), notes=True)
     money = f"{prices.currency} a month: the remedy itself, nodes that wait, and both"
-    reason = "\n".join(wrapped(f"recommended: {advice.best.name}, because {advice.reason}"))
-    return f"{table(facts)}\n\n{remedies}\n\n{money}\n{reason}"
+    reason = list(wrapped(f"recommended: {advice.best.name}, because {advice.reason}"))
+    reason += wrapped(f"chosen from {advice.basis}") if advice.basis else []
+    return "\n".join([table(facts), "", remedies, "", money, *reason])
 
 
 @command(progress="plain")

@@ -90,10 +90,11 @@ class Remedy(Frozen):
 
 
 class Advice(Frozen):
-    """The remedies, cheapest first, and why the first one is recommended."""
+    """The remedies, cheapest first, why the first one is recommended, and what that rests on (``MeasuredStarts``)."""
 
     remedies: tuple[Remedy, ...]
     reason: str
+    basis: str = ""
 
     @property
     def best(self) -> Remedy:
@@ -185,7 +186,7 @@ def _times(at: Situation, speeds: Speeds, drive: VolumeKind) -> _Times:
     lazily = at.hot / at.block * speeds.latency
     touched = max(at.hot / MIB / speeds.cold_rate, lazily / _IN_FLIGHT)
     read = min(at.read, at.hot) / MIB / drive.throughput
-    loaded = max(at.reads * drive.latency, at.reads / drive.operations, read)
+    loaded = max(at.reads * (speeds.loaded or drive.latency), at.reads / drive.operations, read)
     return _Times(lazily, loaded, *(Ahead(-at.boot, each - at.boot) for each in (touched, max(touched, read))))
 
 

@@ -17,10 +17,14 @@ MB = 1_000_000
 
 
 class Speeds(Frozen):
-    """How fast cold blocks are: seconds for a first touch, MiB/s that many requests at a time get."""
+    """How fast blocks are: seconds for a first touch, MiB/s of cold ones that many requests at a time get.
+
+    ``loaded`` are the seconds of a read of what is there, where somebody has measured them (0: as the volume's kind).
+    """
 
     latency: float = Field(default=0.020, gt=0)
     cold_rate: float = Field(default=80.0, gt=0)
+    loaded: float = Field(default=0.0, ge=0)
 
 
 SPEEDS = {"mild": Speeds(), "harsh": Speeds(latency=0.035, cold_rate=40.0)}
