@@ -266,13 +266,16 @@ def test_a_node_may_take_its_raised_volume_back_and_nothing_else(policies: Mappi
     assert iam.actions(policy) == {"ec2:ModifyVolume", "ec2:DescribeVolumesModifications"}
 
 
-def test_the_nodes_policy_is_printed_where_a_target_boosts_or_somebody_asks(tmp_path: Path) -> None:
-    plain = written(tmp_path, TARGETS)
-    assert "nodes" not in printed(plain)
-    assert iam.actions(iam.policies(plain, boost=True)["nodes"]) == {
-        "ec2:ModifyVolume",
-        "ec2:DescribeVolumesModifications",
-    }
+def test_the_nodes_policy_is_printed_where_a_target_boosts_or_somebody_asks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written(tmp_path, TARGETS)
+    policy: dict[str, Any] = {}
+    for asks in (False, True):
+        assert cli.run(["iam", "-f", str(tmp_path / "parbake.yaml"), "--json", *["--boost"] * asks]) == 0
+        policy = json.loads(capsys.readouterr().out).get("nodes", {})
+        assert bool(policy) is asks
+    assert iam.actions(policy) == {"ec2:ModifyVolume", "ec2:DescribeVolumesModifications"}
 
 
 ROLES = (pass_role("admin"), pass_role("nodes", "lambda.amazonaws.com"), pass_role("baker-admin"))

@@ -19,6 +19,7 @@ from parbake.rollouts.protocol import History
 from parbake.rollouts.userdata import KEEP_STORE, part_of
 from parbake.workflows.trace import write_trace
 from standins.clusters import goes_out_again, machine_image, parbake, project, refused, volume
+from standins.hydrated import brought
 from standins.plans import record
 
 pytestmark = pytest.mark.usefixtures("made_up_records")
@@ -168,6 +169,30 @@ def test_what_loads_the_hot_blocks_in_a_file(here: Path, capsys: pytest.CaptureF
     returned = (here / "gpu.yaml").read_text()
     assert script in returned
     assert "text/cloud-boothook" not in returned.partition("spec:")[2]
+
+
+@pytest.mark.parametrize("mounts", [False, True])
+def test_a_volume_in_a_file_is_launched_raised_and_who_takes_it_back_is_said(
+    here: Path, capsys: pytest.CaptureFixture[str], mounts: bool
+) -> None:
+    """The node does, where its user data has room for it beside what mounts the volume."""
+    (here / "gpu.yaml").write_text(NODE_CLASS)
+    data = volume("data", "snap-9")
+    project(here, [{"gitops": {"file": "gpu.yaml", "remedy": "boost", "mount": mounts}}], data)
+    trace = Trace(size=1 << 30, parts=(Part(name="a", reads=(Read(0, 8, 8),)),))
+    write_trace(here / "artefacts" / data.artefact, data, trace)
+    code, done = parbake(capsys, "rollout", data.key)
+    after = (here / "gpu.yaml").read_text()
+    assert (code, done["changed"]) == (0, True)
+    found: Any = parse_yaml(after).documents[0].data
+    spec = found["spec"]
+    [ebs] = [each["ebs"] for each in spec["blockDeviceMappings"] if "snapshotID" in each["ebs"]]
+    assert spec["tags"] == {"parbake:boost": f"/dev/xvdb {ebs['iops']}/{ebs['throughput']}"}
+    assert ("boost.py" in brought(spec["userData"])) is not mounts
+    assert ("has no room for what lets nodes take their raised volumes back" in json.dumps(done)) is mounts
+    assert parbake(capsys, "rollout", data.key)[1]["changed"] is False
+    assert parbake(capsys, "rollback")[0] == 0
+    assert "parbake:boost" not in (here / "gpu.yaml").read_text().partition("spec:")[2]
 
 
 def test_a_commit_on_a_branch(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
