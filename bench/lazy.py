@@ -22,7 +22,6 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from math import inf
 
 from parbake.core.model import EBS_BLOCK, MIB
 
@@ -34,20 +33,20 @@ _SCATTER = 0.3  # of the latencies' logarithm
 class Drive:
     """How a volume answers what is loaded: seconds of a read, operations a second, MiB/s.
 
-    It ``lasts`` so many seconds, from the volume's attachment on, and is ``then`` another one: what is under way is
-    finished as it was begun. That EBS changes at once, and first touches not at all, nobody has seen.
+    With ``then`` it ``lasts`` so many seconds, from the volume's attachment on, and is another one from there: what is
+    under way is finished as it was begun. That EBS changes at once, and first touches not at all, nobody has seen.
     """
 
     name: str
     latency: float
     operations: float
     rate: float
-    lasts: float = inf
+    lasts: float = 0.0
     then: Drive | None = None
 
     def at(self, age: float) -> Drive:
         """Return what it is after so many seconds: one that is modified is another when that has been done."""
-        return self if age < self.lasts or self.then is None else self.then.at(age - self.lasts)
+        return self if self.then is None or age < self.lasts else self.then.at(age - self.lasts)
 
 
 _GP3 = Drive("gp3", 0.0007, 3_000, 125.0)

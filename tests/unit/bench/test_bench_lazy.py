@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from statistics import median
 
 import pytest
@@ -104,6 +105,7 @@ def test_a_volume_that_is_taken_back_is_slower_from_then_on_and_its_first_touche
             clock.ask(str(block), block, size=EBS_BLOCK)
         clock.until()
         assert clock.now == pytest.approx(seconds, rel=0.02), boot
+    assert json.loads(json.dumps(asdict(GP3), allow_nan=False))["then"] is None, "what the bench prints is JSON"
     assert boosted.at(0.5) is boosted
     assert boosted.at(1.0) == GP3
 
