@@ -12,7 +12,7 @@ from pydantic import field_validator as check
 
 from parbake.bakefile.aws import AwsSection
 from parbake.bakefile.bases import BaseChoice, BaseText
-from parbake.bakefile.proof import RetentionSection, SignSection, VerifySection
+from parbake.bakefile.proof import RetentionSection, SignSection, VerifySection, verify_text
 from parbake.bakefile.sections import ArtefactText, Build, Image, RegistryText, Section, Via
 from parbake.bakefile.targets import Target, TargetText, distinct
 from parbake.bakefile.values import (
@@ -143,8 +143,11 @@ class Bakefile(Section):
         default_factory=RetentionSection.model_construct
     )
     """What `parbake prune` and `parbake watch --prune` keep."""
-    verify: Annotated[VerifySection, Via(VerifySection)] = Field(default_factory=VerifySection.model_construct)
-    """What artefacts are verified on."""
+    verify: Annotated[
+        VerifySection,
+        Via(VerifySection, short=verify_text, short_schema={"type": "string", "enum": ["machine", "canary"]}),
+    ] = Field(default_factory=VerifySection.model_construct)
+    """What artefacts are verified on, or who proves them instead."""
     trust: tuple[PublicKeyFile, ...] = ()
     """PEM files with public keys. Where there are any, `parbake verify`, `rollout`, `watch` and `export` refuse a
     record that none of them has signed."""
@@ -242,6 +245,8 @@ class Bakefile(Section):
                 "verify.base is for volumes that are made here: a machine image is itself what is booted",
                 "remove it",
             )
+        if value.base and value.by == "canary":
+            raise wrong("nothing is booted where the canary proves an artefact", "remove base, or by: canary")
         return value
 
     @check("sign")

@@ -1,6 +1,6 @@
 """What artefacts are verified on, who signs their records, and how long they are kept."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -16,12 +16,20 @@ Kms = Annotated[
 
 
 class VerifySection(Section):
-    """What an artefact is proven on before anybody gets it."""
+    """What an artefact is proven on before anybody gets it; the bare text `canary` means `by: canary`."""
 
+    by: Literal["machine", "canary"] = "machine"
+    """Who proves it: a `machine` that a bake boots, or the `canary` of a rollout's first target. Then a bake boots
+    nothing; only a target whose `canary` has a `min_hit_rate` gets what it made, and others once its pods used it."""
     base: File | None = None
     """A disk image (raw or qcow2) of your nodes, relative to the Bakefile, for volumes: they are attached to it, and
     its own container runtime, configured as it is there, starts what was baked. It needs cloud-init. Default: parbake's
     default base."""
+
+
+def verify_text(text: str) -> object:
+    """Read what a bare text after ``verify:`` means."""
+    return {"by": text}
 
 
 class SignSection(Section):

@@ -418,24 +418,24 @@ class Verdict(Frozen):
     """The result of a verification. ``boot_seconds`` is from power-on until the runtime answered.
 
     A machine that resumed, as those for volumes do in emulation, counts the boot that it was kept after;
-    ``resumed_seconds`` is what it took this time (null: it booted).
-    The accelerator ``ec2`` was a launch there; with ``rehearsal`` an image had failed in that already, and with
-    ``none`` nothing was booted. ``emulator`` played a machine of
-    another architecture than the one that verified, such as ``qemu-system-aarch64`` (empty: the same). ``runtime``
-    started the images, such as ``containerd 2.2.4``; ``base`` is the file name of the node's
-    image that a volume was attached to, empty for the default base. ``intact`` says whether the bytes are those that
-    the record names (null: not compared), ``warnings`` what a reader should know of what passed, ``hydrate`` what the
-    hydrate service of a machine image said of itself.
+    ``resumed_seconds`` is what it took this time (null: it booted). The accelerator ``ec2`` was a launch there; with
+    ``rehearsal`` an image had failed in that already, with ``canary`` pods used it (``canary`` says which), and with
+    ``none`` nothing was booted. ``emulator`` played a machine of another architecture than the one that verified,
+    such as ``qemu-system-aarch64`` (empty: the same). ``runtime`` started the images, such as ``containerd 2.2.4``;
+    ``base`` is the file name of the node's image that a volume was attached to, empty for the default base.
+    ``intact`` says whether the bytes are those that the record names (null: not compared), ``warnings`` what a reader
+    should know of what passed, ``hydrate`` what the hydrate service of a machine image said of itself.
     """
 
     passed: bool
     intact: bool | None = None
-    accelerator: Literal["kvm", "tcg", "ec2", "rehearsal", "none"]
+    accelerator: Literal["kvm", "tcg", "ec2", "rehearsal", "canary", "none"]
     emulator: str = ""
     boot_seconds: float | None = None
     resumed_seconds: float | None = None
     runtime: Told = ""
     base: str = ""
+    canary: Told = ""
     images: tuple[ImageVerdict, ...] = ()
     problems: tuple[Told, ...] = ()
     warnings: tuple[str, ...] = ()

@@ -360,6 +360,8 @@ def locate(
 def tell(record: Record, events: Events) -> None:
     """Say which record a command goes on with."""
     proven = "not verified" if record.verdict is None else "verified" if record.verified else "FAILED verification"
+    if record.verdict and record.verdict.accelerator == "canary":
+        proven = "proven by the canary"
     events.take(record.artefact, f"takes {record.artefact}, baked {record.finished_at}, {proven}")
 
 

@@ -38,7 +38,7 @@ def together(bakefile: Bakefile, output: Path) -> tuple[tuple[Path, Record], ...
     found = []
     for platform in bakefile.platforms:
         of_platform = [item for item in there if item[1].plan.platform == platform]
-        if (meant := records.newest(of_platform, bakefile.name, verified=True)) is None:
+        if (meant := records.newest(of_platform, bakefile.name, verified=bakefile.verify.by == "machine")) is None:
             raise InputError(f"there is no record of {bakefile.name} for {platform}", hint="`parbake bake` makes it")
         found.append((meant[0].parent / meant[1].artefact, meant[1]))
     held = [{image.reference: image.target.digest for image in record.plan.whole_images} for _, record in found]

@@ -6,6 +6,7 @@ import ast
 import json
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -392,6 +393,24 @@ def test_rollouts_have_a_policy_of_their_own(tmp_path: Path) -> None:
     assert iam.actions(looks) == {"ec2:DescribeImages", "ec2:DescribeSnapshots"}, (
         "to compare records with what is there"
     )
+
+
+def test_what_a_canary_proves_is_tagged_so_and_with_nothing_else(tmp_path: Path) -> None:
+    canary = "rollout: [{karpenter: {nodeclass: a}, canary: {min_hit_rate: 1}}]\n"
+    for proof in ("", "verify: canary\n"):
+        policy = printed(written(tmp_path, canary + proof))["rollout"]
+        for tag, of in (("parbake:verified", OURS), ("parbake:key", OURS), ("parbake:verified", {})):
+            asked = {"Resources": ["snap-1"], "Tags": [{"Key": tag, "Value": "x"}]}
+            wanted = checks("ec2", "CreateTags", asked, "eu-west-1", partial(_tags, of))
+            allowed = bool(proof and of) and tag == "parbake:verified"
+            assert (refused([policy], wanted) == []) == allowed, (proof, tag, of)
+
+
+OURS = {"parbake:managed": "artefact"}
+
+
+def _tags(tags: dict[str, str], _: str) -> dict[str, str]:
+    return tags
 
 
 def test_pruning_removes_ours_alone(tmp_path: Path) -> None:

@@ -66,6 +66,10 @@ def test_again_is_nothing_to_do(corner: Corner, registry: DockerRegistry) -> Non
         again = run.finish()
         assert run.seen == []
     assert {**again.document, "changed": True} == first
+    bakefile(corner, f"{registry.host}/app:1", more="verify: canary\n")
+    with corner.start("bake", "--json", "--progress", "json") as run:
+        proven_later = run.finish()
+    assert (proven_later.document["changed"], proven_later.document["verdict"]) == (False, None)
     assert inodes(corner) == before
     assert corner.bake("--force")["changed"] is True
     check_tidy(corner)

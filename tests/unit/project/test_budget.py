@@ -8,10 +8,10 @@ from collections import Counter, defaultdict
 from tests.unit.project.test_structure import _files, _module, _name, _nodes, _wing
 
 LINES = {
-    "aws": 4510,
-    "bakefile": 3020,
+    "aws": 4520,
+    "bakefile": 3030,
     "builders": 4890,
-    "cli": 5970,
+    "cli": 5980,
     "coldstart": 1530,
     "containerd": 2300,
     "core": 5080,
@@ -22,7 +22,7 @@ LINES = {
     "records": 2725,
     "rollouts": 5360,
     "verify": 1735,
-    "workflows": 9070,
+    "workflows": 9180,
 }
 """The most lines of each wing's modules, without those that the protobuf compiler writes."""
 SLACK = 0.94

@@ -11,14 +11,16 @@ from typing import Any
 
 import pytest
 
+from parbake import aws, records
 from parbake.bakefile import load
 from parbake.core.errors import BakefileError, CanaryFailed
 from parbake.core.events import Events
+from parbake.core.model import Verdict
 from parbake.core.run import Deadline
 from parbake.rollouts import cluster as kubectl
 from parbake.workflows import rollout
 from parbake.workflows.rollout import canary as gate
-from standins.clusters import project
+from standins.clusters import SHOWN, machine_image, project
 from standins.kubernetes.karpenter import Karpenter
 from standins.kubernetes.kubectl_in_process import replace_kubectl
 from standins.kubernetes.kubelet import Box, Kubelet
@@ -179,21 +181,90 @@ def test_fewer_pods_than_are_enough_decide_when_the_time_is_over(
     assert images(server) == ["ami-0", "ami-0"]
 
 
+UNPROVEN = machine_image("first", "ami-1", passed=None)
+REST = {"name": "rest", "karpenter": {"nodeclass": "rest"}}
+
+
+@pytest.fixture
+def tagged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What EC2 is told to be verified."""
+    ids = list[str]()
+
+    class Ec2:
+        def create_tags(self, Resources: list[str], Tags: list[dict[str, str]]) -> None:  # noqa: N803 (EC2's names)
+            ids.extend(Resources)
+            for each in Resources:
+                SHOWN[each]["Tags"] = [*SHOWN[each]["Tags"], *Tags]
+
+    monkeypatch.setattr(aws, "client", lambda *_: Ec2())
+    return ids
+
+
+def verdict(folder: Path) -> Verdict:
+    [(_, found)] = records.find(folder / "artefacts")
+    assert found.verdict, "nobody has proven it"
+    return found.verdict
+
+
+def test_what_nothing_has_booted_goes_to_a_canary_that_proves_it_and_then_to_others(
+    comes: Callable[..., Pods], server: Server, tmp_path: Path, tagged: list[str]
+) -> None:
+    comes(APP)
+    server.create("ec2nodeclasses", "rest", spec=ALIAS["spec"])
+    server.create("nodepools", "rest", spec=pool("rest"))
+    project(tmp_path, [with_canary(), REST], UNPROVEN, verify="canary")
+    nobody = "is not proven yet"
+    rolls_out("--to", "rest").refused(2, "InputError", nobody, "rest has no canary that could prove it")
+    rolls_out("--no-follow").refused(2, "InputError", nobody, "rest gets it once the canary of gpu has")
+    rolls_out().good()
+    assert (images(server), noted(server), tagged) == (["ami-1", "ami-1"], None, ["ami-1", "snap-1"])
+    assert server.get("ec2nodeclasses", "rest")["spec"]["amiSelectorTerms"] == [{"id": "ami-1"}]
+    proof = verdict(tmp_path)
+    assert (proof.passed, proof.accelerator) == (True, "canary")
+    assert proof.canary == f"gpu: 2 of 2 pods used the bake ({APP})"
+    assert "by the canary" in parbake("list").out
+    assert f"proven by the canary of gpu: 2 of 2 pods used the bake ({APP})" in parbake("show", UNPROVEN.key).out
+    assert tagged == ["ami-1", "snap-1"]
+    assert rolls_out().good()["targets"][0]["canary"] is None, "proven once: nobody looks again"
+
+
+def test_a_canary_that_fails_proves_nothing(
+    comes: Callable[..., Pods], server: Server, tmp_path: Path, tagged: list[str]
+) -> None:
+    comes(Box(APP, "Always"))
+    project(tmp_path, [with_canary()], UNPROVEN, verify="canary")
+    rolls_out().refused(3, "CanaryFailed", "0 of 2 pods used the bake")
+    [(_, found)] = records.find(tmp_path / "artefacts")
+    assert (found.verdict, tagged, images(server)) == (None, [], ["ami-0", "ami-0"])
+
+
+def test_without_the_canary_as_its_proof_what_nothing_has_booted_is_refused(
+    server: Server, cluster: Karpenter, tmp_path: Path
+) -> None:
+    del server, cluster
+    project(tmp_path, [with_canary()], UNPROVEN)
+    rolls_out().refused(3, "VerificationFailed", "was not verified")
+    project(tmp_path, [{**GPU, "canary": {"max_start": "30s"}}], UNPROVEN, verify={"by": "canary"})
+    rolls_out().refused(2, "InputError", "gpu has no canary that could prove it", hint="min_hit_rate")
+
+
 class Killed(BaseException):
     """As by kill -9."""
 
 
-@pytest.mark.parametrize("uses", [True, False], ids=["passes", "fails"])
+@pytest.mark.parametrize(("uses", "unproven"), [(True, False), (False, False), (True, True)])
 def test_killed_at_any_call_the_next_run_knows(
     comes: Callable[..., Pods],
     server: Server,
     cluster: Karpenter,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    tagged: list[str],
     uses: bool,
+    unproven: bool,
 ) -> None:
+    del tagged
     comes(APP if uses else Box(APP, "Always"))
-    project(tmp_path, [with_canary()], FIRST)
     before, real, left = copy.deepcopy(server.store.objects), vars(kubectl)["run"], 0
 
     def ask(command: list[str], **options: Any) -> Any:
@@ -206,6 +277,7 @@ def test_killed_at_any_call_the_next_run_knows(
 
     monkeypatch.setattr(kubectl, "run", ask)
     for number in range(1, 200, 3):  # of what lies between two writes one call is as good as another
+        project(tmp_path, [with_canary()], UNPROVEN if unproven else FIRST, verify="canary" if unproven else {})
         server.store.objects = copy.deepcopy(before)
         cluster.replaced.clear()
         left = number
@@ -218,6 +290,7 @@ def test_killed_at_any_call_the_next_run_knows(
         done = rolls_out()
         if uses:
             assert (done.code, images(server), noted(server)) == (0, ["ami-1", "ami-1"], None), number
+            assert not unproven or verdict(tmp_path).passed, number
         else:
             assert (done.code, done.document["error"]) == (3, "CanaryFailed"), number
             assert (terms(server), images(server)) == ([{"alias": "al2023@latest"}], ["ami-0", "ami-0"]), number

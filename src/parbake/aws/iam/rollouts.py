@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from parbake.aws import VERIFIED
 from parbake.aws.iam.statements import OURS, Policy, Scope, allow, both, here, never_take_over, suffix
 from parbake.aws.tags import BOOST
 from parbake.bakefile.targets import Target
@@ -34,6 +35,10 @@ def statements(scope: Scope) -> Iterator[Policy]:
         yield allow("LookAtFastRestores", reads, condition=here(scope.places))
         changes = ["ec2:CreateTags", "ec2:EnableFastSnapshotRestores"]
         yield allow("RestoreFast", changes, scope.ec2("snapshot", regions=scope.places), OURS)
+    if bakefile.verify.by == "canary" and any(target.canary for target in bakefile.rollout):
+        alone: Policy = {"ForAllValues:StringEquals": {"aws:TagKeys": [VERIFIED]}, "Null": {"aws:TagKeys": "false"}}
+        made = scope.ec2("image", "snapshot", regions=scope.places)
+        yield allow("SayWhatIsProven", ["ec2:CreateTags"], made, both(OURS, alone))
     of_targets = list(for_targets(own))
     yield from of_targets
     if fast and not any(each["Sid"] == "NeverTakeOver" for each in of_targets):

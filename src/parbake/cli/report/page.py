@@ -85,6 +85,8 @@ def _head(subject: Subject) -> str:
     record = subject.record
     verdict = record.verdict
     state = "not verified yet" if verdict is None else "verified" if verdict.passed else "verification failed"
+    if verdict and verdict.accelerator == "canary":
+        state = "proven by the canary"
     colour = "soft" if verdict is None else "good" if verdict.passed else "bad"
     tiles = [("size", human_bytes(record.size)), ("data", human_bytes(record.allocated))]
     if subject.hot is not None:

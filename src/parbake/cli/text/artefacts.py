@@ -249,6 +249,8 @@ def meant(found: Sequence[tuple[Path, Record]], record: Record) -> list[str]:
 def _proof(record: Record) -> str:
     if record.verdict is None:
         return "not yet"
+    if record.verdict.accelerator == "canary":
+        return "by the canary"
     return "yes" if record.verdict.passed else "FAILED"
 
 
@@ -270,6 +272,8 @@ def verdict_table(verdict: Verdict) -> str:
     lines = [f"booted in {seconds(boot)} ({how})" if boot else "not booted"]
     if verdict.accelerator == "rehearsal":
         lines = ["not booted: in the rehearsal, an image failed already"]
+    if verdict.accelerator == "canary":
+        lines = [f"proven by the canary of {word(verdict.canary)}"]
     if boot and resumed:
         lines = [f"resumed in {seconds(resumed)} ({how}) from a machine that had booted in {seconds(boot - resumed)}"]
     rows = (

@@ -38,6 +38,7 @@ from parbake.workflows.identity import opened
 from parbake.workflows.platforms import together
 from parbake.workflows.rollout import canary
 from parbake.workflows.rollout.offers import fitting, hydrate_part, hydrates, offer, with_mount
+from parbake.workflows.rollout.proof import CanaryProof, to_prove
 from parbake.workflows.rollout.warm import Warming
 
 _AGAIN = "`parbake verify` compares the artefact with its record, and writes the list anew where it fits"
@@ -144,8 +145,10 @@ def _rollout(
     _bring(selectors, bakefile, events)
     located = [found for selector in selectors for found in _records(selector, bakefile, events)]
     found = [record for _, record in located]
-    _need_verified(found, events, force=options.force)
     targets = choose(bakefile, options.to)
+    unproven = () if options.force else to_prove(bakefile, located, targets, follow=options.follow)
+    if not unproven:
+        _need_verified(found, events, force=options.force)
     offers = [fitting(offer(found, config.region, here=config.options.takes_files), config) for config in targets]
     for region in dict.fromkeys(each.region for each in offers if each.region):
         for record in found:
@@ -167,8 +170,9 @@ def _rollout(
         if noted and noted.state == "failed" and not options.force:
             decided.insert(0, _Decided(config, target, target.plan_rollback(), offered.region, failed=noted))
         elif options.again or not _was_left(config, target, offered, events):
-            decided.append(_decided(config, target, offered, found, noted))
-    return _hand_over(decided, events, options, Warming(bakefile, found, events))
+            decided.append(_decided(config, target, offered, found, noted, unproven=bool(unproven)))
+    proof = CanaryProof(bakefile, unproven, events) if unproven else None
+    return _hand_over(decided, events, options, Warming(bakefile, found, events), proof)
 
 
 def _noted(config: Target, target: Rollout, offered: Offer) -> CanaryNote | None:
@@ -178,14 +182,23 @@ def _noted(config: Target, target: Rollout, offered: Offer) -> CanaryNote | None
 
 
 def _decided(
-    config: Target, target: Rollout, offered: Offer, found: Sequence[Record], noted: CanaryNote | None
+    config: Target,
+    target: Rollout,
+    offered: Offer,
+    found: Sequence[Record],
+    noted: CanaryNote | None,
+    *,
+    unproven: bool,
 ) -> _Decided:
-    """Decide what a target becomes; its canary is open if it is written now, or was and nobody has looked."""
+    """Decide what a target becomes; its canary is open if it is written now, or was and nobody has looked.
+
+    So it is where it has to prove what the target holds already.
+    """
     change = target.plan(offered)
     if not config.canary:
         return _Decided(config, target, change, offered.region)
     change = target.with_canary(change, CanaryNote(state="waits", of=offered.ids))
-    is_open = not change.empty or (noted is not None and noted.state == "waits")
+    is_open = unproven or not change.empty or (noted is not None and noted.state == "waits")
     return _Decided(config, target, change, offered.region, offered.ids, tuple(found) if is_open else ())
 
 
@@ -287,8 +300,8 @@ def _records(selector: str, bakefile: Bakefile, events: Events) -> list[tuple[Pa
 
 def _record(selector: str, bakefile: Bakefile, events: Events) -> tuple[Path, Record]:
     """Find a record that can be trusted; ``--force`` does not override that."""
-    hint = "roll out what parbake has baked"
-    artefact, _ = records.locate_record(selector, bakefile.output, events, verified=True, hint=hint)
+    hint, by_machines = "roll out what parbake has baked", bakefile.verify.by == "machine"
+    artefact, _ = records.locate_record(selector, bakefile.output, events, verified=by_machines, hint=hint)
     record = genuine.need(artefact, bakefile.trust)
     if problem := genuine.listed(artefact, record):
         raise VerificationFailed(f"the record of {artefact.name} cannot be trusted: {problem}", hint=_AGAIN)
@@ -314,6 +327,7 @@ def _hand_over(
     events: Events,
     options: RolloutOptions,
     warming: Warming | None = None,
+    proof: CanaryProof | None = None,
 ) -> tuple[TargetResult, ...]:
     """Write and follow each; what nodes start from is warm before that."""
     for each in decided:
@@ -329,10 +343,12 @@ def _hand_over(
         return tuple(
             TargetResult(each.config.name, each.config.kind, each.change, canary=each.canary) for each in decided
         )
-    return tuple(_handed(each, events, options, warming) for each in decided)
+    return tuple(_handed(each, events, options, warming, proof) for each in decided)
 
 
-def _handed(each: _Decided, events: Events, options: RolloutOptions, warming: Warming | None) -> TargetResult:
+def _handed(
+    each: _Decided, events: Events, options: RolloutOptions, warming: Warming | None, proof: CanaryProof | None
+) -> TargetResult:
     """Write a target, follow its nodes, and let their first pods decide where it has a canary."""
     interrupts.resume()
     written = not each.change.empty
@@ -344,7 +360,7 @@ def _handed(each: _Decided, events: Events, options: RolloutOptions, warming: Wa
     if options.follow:
         result = replace(result, follow=_follow(each, events, options))
         if each.canary:
-            _let_pods_decide(each, events, options)
+            _let_pods_decide(each, events, options, proof)
             result = replace(result, canary="passed")
     elif each.records:
         events.warn(f"{each.config.name}: its canary waits: without --no-follow the same command looks at pods")
@@ -357,13 +373,15 @@ def _write(stage: str, text: str, target: Rollout, change: Change, events: Event
         interrupts.hold()
 
 
-def _let_pods_decide(each: _Decided, events: Events, options: RolloutOptions) -> None:
+def _let_pods_decide(each: _Decided, events: Events, options: RolloutOptions, proof: CanaryProof | None) -> None:
     """Return if the canary is content; otherwise go back, follow, and raise CanaryFailed."""
     name, says = each.config.name, each.failed.why if each.failed else ""
     back = each.change.after
     if not each.failed:
         judgement = canary.look(each.config, each.records, events, options.interval)
         if judgement.passed:
+            if proof:
+                proof.passed(name, judgement.says)
             each.target.note_canary(None)
             events.note(f"{name}: {judgement.says}")
             return

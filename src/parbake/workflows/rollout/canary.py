@@ -21,7 +21,7 @@ _MOST_NAMED = 5
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What pods have shown: whether the canary is content, and in words by what."""
+    """What pods have shown: whether the canary is content, and in words by what, with the images that they used."""
 
     passed: bool
     says: str
@@ -49,7 +49,9 @@ def judge(pods: Sequence[PodUse], canary: Canary, *, late: bool) -> Judgement | 
             f"{len(slow)} of {len(timed)} pods took longer than {canary.max_start:.0f} s to start: "
             + _named(slow, lambda pod: f"{pod.name} {pod.seconds:.0f} s")
         )
-    return Judgement(not wrong, "; ".join(wrong) or f"{figures.used} of {len(shown)} pods used the bake")
+    images = {use.container.image for pod in shown for use in pod.uses if use.outcome == "used"}
+    good = f"{figures.used} of {len(shown)} pods used the bake ({', '.join(sorted(images))})"
+    return Judgement(not wrong, "; ".join(wrong) or good)
 
 
 def look(config: Target, found: Sequence[Record], events: Events, interval: float) -> Judgement:
