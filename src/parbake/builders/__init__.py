@@ -9,9 +9,9 @@ Three protocols, and the story (``workflows.bake``) goes from one to the next:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from parbake.core.claim import Alone, Claim
@@ -33,7 +33,8 @@ class ParentVolume:
     """An earlier volume of the same Bakefile to start from: its name, file, and the list of its blocks.
 
     ``memory`` may spare the comparison of the two (None: every byte is compared). ``saves`` is how many seconds writing
-    its layers would take, as the last whole bake tells; None where none does.
+    its layers would take, as the last whole bake tells; None where none does. ``spent``: the file is nobody else's, and
+    is itself changed; ``memory`` then spares the comparison of what the bake leaves as it is.
     """
 
     name: str
@@ -41,6 +42,7 @@ class ParentVolume:
     blocks: BlockList
     memory: Memory | None = None
     saves: float | None = None
+    spent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,8 @@ class Disk:
     """A disk on this machine: a file in the work folder, or in the folder where a shipment waits.
 
     ``sealed`` lists what was cleaned from the base, ``parent`` is the artefact that the bake started from. ``hashes``
-    are the BLAKE3 digests of blocks that the builder has hashed already. ``trace`` is what cold starts read of it,
+    are the BLAKE3 digests of blocks that the builder has hashed already, ``inherited`` the SHA-256 of those of a parent
+    that nobody has written to. ``trace`` is what cold starts read of it,
     once that is known. ``final``: its bytes must not change any more, because a cloud has them; ``blocks`` is the list
     of its blocks that the cloud gave.
     """
@@ -90,10 +93,17 @@ class Disk:
     path: Path
     sealed: tuple[str, ...] = ()
     hashes: Mapping[int, bytes] = field(default_factory=dict)
+    inherited: Mapping[int, bytes] = field(default_factory=dict)
     parent: str = ""
     trace: Trace | None = None
     final: bool = False
     blocks: BlockList | None = None
+
+    def written(self, touched: Collection[int], known: Mapping[int, bytes]) -> Disk:
+        """Return the disk whose blocks were ``touched``; the BLAKE3 digests of some of them are ``known`` anew."""
+        hashes = {block: digest for block, digest in self.hashes.items() if block not in touched}
+        inherited = {block: digest for block, digest in self.inherited.items() if block not in touched}
+        return replace(self, hashes={**hashes, **known}, inherited=inherited)
 
 
 @dataclass(frozen=True, slots=True)

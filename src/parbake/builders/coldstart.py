@@ -132,7 +132,7 @@ def _laid_out(
         with Volume(built.path) as volume:
             moved = lay_out(volume, asked)
         disk.check_filesystem(built.path, "ext4")
-    hashes = {block: digest for block, digest in built.hashes.items() if block not in volume.hashes.touched}
+    built = built.written(volume.hashes.touched, volume.hashes.known)
     if moved.left:
         events.warn(
             f"{moved.left * 4 // 1024} MiB of hot data could not be moved: the volume is too full "
@@ -141,7 +141,6 @@ def _laid_out(
     found = rehearse_disk(built.path, plan, events, again, where)
     before, after = len(merged(trace)), len(merged(found))
     events.note(f"starts read {after} blocks of 512 KiB, {before} before the layout")
-    built = replace(built, hashes=hashes | volume.hashes.known)
     return _with_list(built, plan, found.model_copy(update={"scattered": before}), work, events)
 
 
@@ -149,7 +148,7 @@ def _with_list(built: Disk, plan: Plan, trace: Trace, work: Path, events: Events
     """Write into a volume what nodes are to read into memory from it; no other file changes."""
     from parbake.machine.ext4 import PREFETCH, Volume  # loads only where something is built
 
-    listed, kind, hashes = prefetch_list(trace).encode(), plan.artefact.filesystem, built.hashes
+    listed, kind = prefetch_list(trace).encode(), plan.artefact.filesystem
     if not listed:
         return replace(built, trace=trace)
     with events.stage("prefetch", "Write the prefetch list into the volume"):
@@ -157,8 +156,7 @@ def _with_list(built: Disk, plan: Plan, trace: Trace, work: Path, events: Events
             if kind == "ext4":
                 with Volume(built.path) as volume:
                     volume.put_prefetch_list(listed)
-                kept = {block: digest for block, digest in hashes.items() if block not in volume.hashes.touched}
-                hashes = kept | volume.hashes.known
+                built = built.written(volume.hashes.touched, volume.hashes.known)
             else:
                 at = work / "prefetch"
                 # Where others see a mount, whoever makes a namespace meanwhile keeps it: the log is written back late.
@@ -171,7 +169,7 @@ def _with_list(built: Disk, plan: Plan, trace: Trace, work: Path, events: Events
         except DiskFull as error:
             events.warn(f"no prefetch list in the volume: {error.message} (a larger `size` gives it room)")
         disk.check_filesystem(built.path, kind)
-    return replace(built, hashes=hashes, trace=trace)
+    return replace(built, trace=trace)
 
 
 def _install(image: Path, plan: Plan, trace: Trace, events: Events, work: Path, *, layout: bool) -> Trace:

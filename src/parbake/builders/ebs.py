@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, override
@@ -20,14 +20,14 @@ from parbake import aws
 from parbake.aws import ebs, encryption
 from parbake.aws.tags import ARTEFACT
 from parbake.bakefile import AwsSection
-from parbake.builders import Disk, Publisher
+from parbake.builders import Disk, Publisher, earlier
 from parbake.builders.ec2.image import Amis, published
 from parbake.builders.ec2.volume import Volumes, refuse
 from parbake.coldstart.trace import load, save
 from parbake.core import atomic, sealed
 from parbake.core.blocks import BlockList
 from parbake.core.claim import Claim, Notes
-from parbake.core.errors import InputError
+from parbake.core.errors import DiskFull, EnvironmentProblem, InputError
 from parbake.core.events import Events
 from parbake.core.files import read_file
 from parbake.core.model import GIB, MIB, Plan, Published, Snapshot, Verdict
@@ -44,6 +44,7 @@ from parbake.core.workspace import (
 from parbake.machine.disk import block_list
 
 _DISK, _MADE, _TRACE, _BASE = "disk.raw", "made.json", "trace", "base.blocks"
+_INHERITED = "inherited.blocks"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,8 @@ class _Kept:
     sealed: tuple[str, ...]
     traits: ebs.Traits
     base: ebs.ParentSnapshot | None = None
+    inherited: Mapping[int, bytes] = field(default_factory=dict)
+    parent: str = ""
 
     @property
     def disk(self) -> Path:
@@ -111,7 +114,7 @@ class EbsPublisher(Publisher):
 
 def kept_files(folder: Path) -> list[str]:
     """Return what is in the folder of a disk that waits to be sent: a run that goes on with it wants all unchanged."""
-    return [name for name in (_DISK, _MADE, _BASE, _TRACE) if (folder / name).exists()]
+    return [name for name in (_DISK, _MADE, _BASE, _TRACE, _INHERITED) if (folder / name).exists()]
 
 
 def base_of(ami: str, region: str, events: Events) -> ebs.FetchedSnapshot:
@@ -142,9 +145,12 @@ def _fetched(path: Path, about: Path, events: Events) -> ebs.FetchedSnapshot | N
     return None
 
 
-@dataclass(frozen=True)
+@dataclass
 class EbsShipment:
-    """What one run does in AWS. ``fresh``: one of the plan exists already, and the name of an AMI has to be new."""
+    """What one run does in AWS. ``fresh``: one of the plan exists already, and the name of an AMI has to be new.
+
+    ``sent`` is what this run has sent of the disk: all of it.
+    """
 
     settings: AwsSection
     plan: Plan
@@ -155,6 +161,7 @@ class EbsShipment:
     work: Path
     claim: Claim
     fresh: bool = False
+    sent: BlockList | None = None
 
     def fetch(self, there: Published) -> Disk:
         """Read the snapshot back: nothing of it can change any more."""
@@ -171,13 +178,17 @@ class EbsShipment:
         if not sealed.is_bound(self.folder, kept_files(self.folder)) or (made := self._made()) is None:
             return None  # there is none, or it was not made here: the cache is a copy, or others write to it
         trace = self.folder / _TRACE
-        return Disk(made.disk, made.sealed, trace=load(trace) if trace.exists() else None, final=True)
+        found = load(trace) if trace.exists() else None
+        return Disk(made.disk, made.sealed, parent=made.parent, trace=found, final=True)
 
     def _made(self) -> _Kept | None:
         try:
             saved = json.loads((self.folder / _MADE).read_text())
             base = saved["base"] and ebs.ParentSnapshot(saved["base"], BlockList.read(self.folder / _BASE))
-            return _Kept(self.folder, tuple(saved["sealed"]), ebs.Traits.read(saved["traits"]), base or None)
+            same = self.folder / _INHERITED
+            inherited = BlockList.read(same).blocks if same.exists() else {}
+            traits = ebs.Traits.read(saved["traits"])
+            return _Kept(self.folder, tuple(saved["sealed"]), traits, base or None, inherited, str(saved["parent"]))
         except (FileNotFoundError, ValueError, KeyError, TypeError, InputError):
             return None
 
@@ -198,10 +209,13 @@ class EbsShipment:
                 base.blocks.write(draft / _BASE)
             if disk.trace:
                 save(disk.trace, draft / _TRACE)
+            if disk.inherited:
+                BlockList((draft / _DISK).stat().st_size, disk.inherited).write(draft / _INHERITED)
             saved = {
                 "sealed": disk.sealed,
                 "traits": traits.to_json(),
                 "base": base.snapshot if base else "",
+                "parent": disk.parent,
             }
             (draft / _MADE).write_text(json.dumps(saved))
             publish(draft, self.folder)
@@ -219,17 +233,28 @@ class EbsShipment:
         traits = made.traits.with_snapshots(self._further(made.traits))  # what AWS may refuse comes first
         with self.events.stage("upload", "Write the snapshot"):
             sent = self._upload(made)
+        self.sent = sent.blocks
         return self._publish(sent.snapshot, made.gib, traits), sent.blocks
 
     def finish(self, there: Published, verdict: Verdict | None) -> dict[str, Published]:
         """Copy, share and warm what is there; say of all of it that it stays, and return where it is."""
         published = self._spread(there, verdict)
+        self._retire()
         remove_tree(self.folder)
         sealed.loosen(self.folder)
         if notes := self._notes:
             notes.read()
             notes.forget()
         return published
+
+    def _retire(self) -> None:
+        """Let the next bake of this name go on with the disk, where it can change one in place."""
+        plan, disk = self.plan, self.folder / _DISK
+        if self.sent is None or plan.artefact.mounted or plan.keep_layers:
+            return
+        if sealed.is_bound(self.folder, kept_files(self.folder)):
+            with suppress(OSError, DiskFull, EnvironmentProblem):  # it spares time, nothing more
+                earlier.keep(disk, plan, self.sent.digest(), cache_folder())
 
     @property
     def name(self) -> str:
@@ -308,6 +333,7 @@ class EbsShipment:
             kms_key=self.plan.artefact.kms_key,
             shared=self._notes,
             about={"boot": made.traits.boot},
+            inherited=made.inherited,
         )
         sent = ebs.upload(request, self.events)
         if request.parent:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, override
 
@@ -92,19 +93,25 @@ def _check(volume: Path, plan: Plan, events: Events) -> None:
 
 
 def _start_from_parent(volume: Path, plan: Plan, ingredients: Ingredients) -> Disk | None:
-    """Copy the earlier volume, change what differs, and check it; None where there is none or it does not serve.
+    """Copy or take the earlier volume, change what differs, and check it; None where there is none that serves.
 
     Its bytes are compared with its list before anything in it is used, unless ``ParentVolume.memory`` spares that.
     """
     parent, events = ingredients.parent, ingredients.events
-    if parent is None:
+    if parent is None or not parent.path.exists():
         return None
     second = None
     try:
-        with events.stage("copy", f"Copy {parent.name}"):
-            second = disk.copy_listed(
-                parent.path, volume, parent.blocks, events, memory=parent.memory, saves=parent.saves
-            )
+        if parent.spent:
+            parent.path.rename(volume)
+            if parent.memory is None:
+                with events.stage("compare", f"Compare the disk of {parent.name}"):
+                    disk.compare(volume, parent.blocks, events)
+        else:
+            with events.stage("copy", f"Copy {parent.name}"):
+                second = disk.copy_listed(
+                    parent.path, volume, parent.blocks, events, memory=parent.memory, saves=parent.saves
+                )
         built = _write_ext4(volume, plan, ingredients, parent, second=second)
         _check(volume, plan, events)
     except disk.CopyTakesLonger as error:
@@ -134,8 +141,9 @@ def _write_ext4(
 ) -> Disk:
     """Fill an ext4 volume without mounting it.
 
-    Of a parent that was not compared with its list, and of which there is a ``second`` copy, the blocks that were
-    written to are: the new list has new digests for them, which would hide damage. Raises NotAsListed for these.
+    Of a parent that was not compared with its list, the blocks that are written to are: the new list has new digests
+    for them, which would hide damage. Afterwards where there is a ``second`` copy; before it, where the parent itself
+    is written to. Raises NotAsListed for these.
     """
     events, blobs = ingredients.events, ingredients.work / "blobs"
     blobs.mkdir(exist_ok=True)
@@ -150,6 +158,8 @@ def _write_ext4(
             if parent:
                 writer.rename(disk.filesystem_uuid(plan.key))
             destination = VolumeImage(plan, writer, workers, blobs, dense=dense)
+            if parent and parent.spent and parent.memory:
+                disk.compare(volume, parent.blocks, events, writer.shared_units())
             fill(
                 plan,
                 destination.store,
@@ -159,15 +169,17 @@ def _write_ext4(
                 close_connections=ingredients.close_connections,
             )
         destination.finish_volume()
-    hashes = writer.hashes.known
-    if parent and second:
+    built = Disk(volume, hashes=writer.hashes.known)
+    if parent is None:
+        return built
+    if second:
         disk.compare(second, parent.blocks, events, writer.hashes.touched)
         second.unlink()
-    if parent and parent.blocks.algorithm == "blake3":
-        hashes |= {
-            index: digest for index, digest in parent.blocks.blocks.items() if index not in writer.hashes.touched
-        }
-    return Disk(volume, hashes=hashes, parent=parent.name if parent else "")
+    left = {index: digest for index, digest in parent.blocks.blocks.items() if index not in writer.hashes.touched}
+    built = replace(built, parent=parent.name)
+    if parent.blocks.algorithm == "sha256":
+        return replace(built, inherited=left)
+    return replace(built, hashes={**built.hashes, **left})
 
 
 def _bake_xfs(plan: Plan, ingredients: Ingredients) -> Disk:

@@ -137,6 +137,18 @@ def test_one_that_changes_nothing_writes_nothing(tmp_path: Path, cloud: Cloud) -
     assert held(cloud, child) == held(cloud, parent)
 
 
+def test_what_is_known_to_be_the_parents_is_not_read(tmp_path: Path, cloud: Cloud) -> None:
+    """Not even where the disk has other bytes: whoever made it says so. What the parent does not have, is read."""
+    path = tmp_path / "disk.raw"
+    disk_of(path, {1: b"same", 2: b"old", 3: b"same too"})
+    parent = ParentSnapshot(sent(request(path)), block_list(path, Events()))
+    found = disk_of(path, {1: b"never read", 2: b"new", 3: b"same too", 4: b"more"})
+    inherited = {1: parent.blocks.blocks[1], 2: found.blocks[2], 3: found.blocks[3]}
+    done = ebs.upload(request(path, key="c", parent=parent, inherited=inherited), Events())
+    assert done.blocks.blocks == {**found.blocks, 1: parent.blocks.blocks[1]}
+    assert cloud.snapshots[done.snapshot].written.keys() == {2, 4}
+
+
 def test_encryption_by_alias(tmp_path: Path, cloud: Cloud) -> None:
     path = tmp_path / "disk.raw"
     blocks = disk_of(path, SMALL)

@@ -8,11 +8,14 @@ import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from parbake.coldstart.trace import hydrate_list, load
+from parbake.core.events import Events
 from parbake.core.model import EBS_BLOCK
+from parbake.machine.disk import block_list
 from parbake.machine.ext4 import Volume
 from standins.command import Corner
 from standins.disks import sh
@@ -20,10 +23,14 @@ from standins.ebs_direct_server import Cloud
 from standins.hydrated import brought
 from standins.images import image, layer, push
 from standins.registry import DockerRegistry
+from standins.runs import private_places
+from standins.trees import differences
 from tests.system.coldstart.test_layout import MIB, STARTUP
 from tests.system.coldstart.test_layout import registry as startable
+from tests.system.machine.disk.test_inherited import overwrite
+from tests.system.workflows.test_volumes import look
 
-__all__ = ["startable"]
+__all__ = ["private_places", "startable"]
 pytestmark = pytest.mark.root
 
 BAKE = ("bake", "--no-verify", "--json", "--progress", "json")
@@ -94,9 +101,85 @@ def test_a_changed_image_sends_less(tmp_path: Path, registry: DockerRegistry, cl
     corner = corner_of(tmp_path / "corner", url, registry.host)
     first = corner.bake()["published"]["eu-west-1"]["snapshots"][0]["id"]
     bakefile(corner, registry.host, "2")
-    second = corner.bake()["published"]["eu-west-1"]["snapshots"][0]["id"]
+    done = corner.bake()
+    second = done["published"]["eu-west-1"]["snapshots"][0]["id"]
     assert aws.snapshots[second].parent == first
     assert len(aws.content(second)) * EBS_BLOCK > 24 << 20
+
+
+def fetched(corner: Corner, made: dict[str, Any]) -> tuple[Path, list[str]]:
+    """Return the disk that a cloud has of what was baked, and the blocks of the record's list."""
+    snapshot = made["published"]["eu-west-1"]["snapshots"][0]["id"]
+    back = corner.folder / f"{snapshot}.raw"
+    assert corner.parbake("fetch", snapshot, str(back), "--json").code == 0
+    sh("e2fsck", "-fn", back)
+    return back, (corner.output / f"{made['artefact']}.blocks").read_text().splitlines()
+
+
+def test_a_changed_image_is_written_over_the_disk_before(
+    tmp_path: Path, private_places: Path, registry: DockerRegistry, cloud: tuple[Cloud, str]
+) -> None:
+    """No copy and no other bytes are written or read: what the cloud has then holds the same trees as a whole bake."""
+    aws, url = cloud
+    corner = corner_of(tmp_path / "corner", url, registry.host)
+    first = corner.bake()
+    (disk,) = (corner.cache / "volumes").glob("*.raw")
+    inode, before = disk.stat().st_ino, aws.calls["PutSnapshotBlock"]
+    bakefile(corner, registry.host, "2")
+    second = corner.bake()
+    assert second["parent"] == first["artefact"]
+    assert "copy" not in second["timings"]
+    assert disk.stat().st_ino == inode
+    sent = aws.calls["PutSnapshotBlock"] - before
+    assert 0 < sent < 20, "of 24 MiB"
+    back, listed = fetched(corner, second)
+    blocks = block_list(back, Events())
+    assert list(blocks.text())[1:] == [f"{line}\n" for line in listed[1:]]
+    assert corner.left() == []
+
+    whole, _ = fetched(corner, corner.bake("--force"))
+    names, trees, usages = look({"artefact_path": back}, private_places / "look1")
+    all_names, all_trees, all_usages = look({"artefact_path": whole}, private_places / "look2")
+    assert (names, usages, trees.keys()) == (all_names, all_usages, all_trees.keys())
+    for chain, tree in all_trees.items():
+        assert differences(tree, trees[chain]) == []
+
+
+@pytest.mark.parametrize("stage", ["fill", "check", "upload"])
+def test_killed_while_it_changes_the_disk_before(
+    stage: str, tmp_path: Path, registry: DockerRegistry, cloud: tuple[Cloud, str]
+) -> None:
+    """The disk is spent then, and what the next run makes has the same blocks; it is kept for the next in turn."""
+    _, url = cloud
+    corner = corner_of(tmp_path / "corner", url, registry.host)
+    corner.bake()
+    bakefile(corner, registry.host, "2")
+    with corner.start(*BAKE) as run:
+        for event in run.events():
+            if event["kind"] == "stage-start" and event["name"] == stage:
+                run.kill(signal.SIGKILL)
+                break
+        assert run.finish().code == -signal.SIGKILL
+    made = corner.bake()
+    back, listed = fetched(corner, made)
+    assert [line.rstrip() for line in block_list(back, Events()).text()][1:] == listed[1:]
+    assert bool(made["parent"]) == (stage == "upload"), "what was kept to be sent is sent"
+    assert len(list((corner.cache / "volumes").glob("*.raw"))) == 1
+    assert corner.left() == []
+
+
+def test_a_disk_that_others_have_written_to_is_no_start(
+    tmp_path: Path, registry: DockerRegistry, cloud: tuple[Cloud, str]
+) -> None:
+    _, url = cloud
+    corner = corner_of(tmp_path / "corner", url, registry.host)
+    corner.bake()
+    (disk,) = (corner.cache / "volumes").glob("*.raw")
+    overwrite(disk, 20 * EBS_BLOCK, b"x")
+    bakefile(corner, registry.host, "2")
+    made = corner.bake()
+    assert made["parent"] == ""
+    fetched(corner, made)
 
 
 NODE_CLASS = """apiVersion: karpenter.k8s.aws/v1
@@ -116,7 +199,7 @@ def test_what_is_sent_is_laid_out_and_its_nodes_hydrate_from_its_trace(
     aws, url = cloud
     corner = corner_of(tmp_path / "corner", url, startable.host)
     corner.write("gpu.yaml", NODE_CLASS)
-    rollout = [{"name": "gpu", "gitops": {"file": "gpu.yaml", "hydrate": True}}]
+    rollout = [{"name": "gpu", "gitops": {"file": "gpu.yaml", "remedy": "hydrate"}}]
 
     def bakefile_of(version: int) -> None:
         app = {"reference": f"{startable.host}/team/app:{version}", "startup": STARTUP}

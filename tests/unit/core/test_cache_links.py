@@ -14,7 +14,7 @@ import pytest
 import parbake
 from parbake.aws import ebs as aws_ebs
 from parbake.bakefile import AwsSection
-from parbake.builders import ebs
+from parbake.builders import earlier, ebs
 from parbake.core import emulation
 from parbake.core.claim import Alone
 from parbake.core.errors import EnvironmentProblem, ParbakeError
@@ -76,6 +76,13 @@ def of_upload(cache: Path) -> object:
         return None
 
 
+def of_kept_disk(cache: Path) -> object:
+    (cache.parent / "disk.raw").write_bytes(b"a disk")
+    with suppress(EnvironmentProblem):
+        earlier.keep(cache.parent / "disk.raw", plan(), HEX * 4, cache)
+    return earlier.take(cache.parent / "taken.raw", plan(), HEX * 4, cache)
+
+
 def of_cached_layers(cache: Path) -> object:
     sources = layers.cached(lambda _: None, cache, Events())  # type: ignore[arg-type, return-value]
     if isinstance(sources, layers.CachingSources):
@@ -108,6 +115,7 @@ USES: dict[str, tuple[Callable[[Path], object], ...]] = {
     "pause": (of_pause,),
     "sample": (lambda cache: sample.prepare(cache.parent / "sample", events=Events(), cache=cache),),
     "uploads": (of_upload,),
+    "volumes": (of_kept_disk,),
 }  # fmt: skip
 EVERYWHERE: tuple[Callable[[Path], object], ...] = (
     lambda cache: clean.clean(cache.parent / "out"),

@@ -8,21 +8,21 @@ from collections import Counter, defaultdict
 from tests.unit.project.test_structure import _files, _module, _name, _nodes, _wing
 
 LINES = {
-    "aws": 4520,
+    "aws": 4530,
     "bakefile": 3030,
-    "builders": 4890,
+    "builders": 5010,
     "cli": 5980,
     "coldstart": 1530,
     "containerd": 2300,
     "core": 5080,
     "fleet": 6265,
     "images": 8780,
-    "machine": 6130,
+    "machine": 6150,
     "node": 1920,
     "records": 2725,
     "rollouts": 5360,
     "verify": 1735,
-    "workflows": 9180,
+    "workflows": 9230,
 }
 """The most lines of each wing's modules, without those that the protobuf compiler writes."""
 SLACK = 0.94

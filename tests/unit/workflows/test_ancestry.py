@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import mmap
 import os
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from parbake import records
+from parbake.builders import ParentVolume, earlier
 from parbake.core.events import Events
 from parbake.core.model import EBS_BLOCK, GIB, MIB, Platform, Verdict
 from parbake.machine import disk
@@ -73,6 +75,29 @@ def test_what_this_machine_cannot_prove_starts_from_what_nobody_has(tmp_path: Pa
     other = "riscv64"
     made = _baked(tmp_path, passed=None, architecture=other).artefact
     assert _parent(tmp_path, verify=True, architecture=other) == made
+
+
+def test_what_lies_in_a_cloud_starts_from_the_disk_that_was_kept_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PARBAKE_CACHE", str(tmp_path / "cache"))
+    made = _baked(tmp_path, passed=True)
+    assert made.blocks
+    wanted = plan(images=(image(layers=(KEPT, layer("new", size=1000))),))
+
+    def taken(*, rehearse: bool = False) -> ParentVolume | None:
+        (tmp_path / "parent.raw").unlink(missing_ok=True)
+        return ancestry.shipped_parent(wanted, tmp_path, tmp_path, verify=False, rehearse=rehearse)
+
+    assert taken() is None
+    for rehearse in (False, True):
+        shutil.copyfile(tmp_path / made.artefact, tmp_path / "disk.raw")
+        earlier.keep(tmp_path / "disk.raw", wanted, made.blocks.digest, tmp_path / "cache")
+        found = taken(rehearse=rehearse)
+        assert found
+        assert (found.name, found.path, found.spent) == (made.artefact, tmp_path / "parent.raw", True)
+        assert (found.memory is None) == rehearse, "who lays out, compares"
+        assert taken() is None
 
 
 def test_a_record_under_another_name_names_no_parent(tmp_path: Path) -> None:

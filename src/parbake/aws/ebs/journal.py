@@ -51,7 +51,8 @@ class UploadRequest:
     ``journal`` is the file that notes what has been written; it stays until whoever is done with the disk removes it.
     With ``shared`` it is noted there instead, and ``about`` with it, for whoever takes over. ``encrypted`` and
     ``kms_key`` (alias, id or ARN) are for a snapshot without a parent: with one, the parent decides (StartSnapshot
-    refuses to be told both).
+    refuses to be told both). ``inherited`` are the SHA-256 of blocks that whoever made the disk knows: where the parent
+    has the same, they are not read.
     """
 
     path: Path
@@ -64,6 +65,7 @@ class UploadRequest:
     kms_key: str = ""
     shared: Notes | None = None
     about: Mapping[str, str] = field(default_factory=dict)
+    inherited: Mapping[int, bytes] = field(default_factory=dict)
 
 
 class Journal:

@@ -193,6 +193,8 @@ def _put(request: UploadRequest, journal: Journal, events: Events) -> BlockList:
         below = request.parent.blocks.blocks if request.parent else ()
         there = {*journal.written, *journal.unsure, *below}.difference(indices)
         indices += sorted(index for index in there if index * EBS_BLOCK < before.st_size)
+        same = _same(request, journal)
+        indices = [index for index in indices if index not in same]
         with events.task(f"upload {request.name} as {journal.snapshot}", len(indices) * EBS_BLOCK) as task:
             writer = _Writer(request, journal, file.fileno(), before.st_size, indices, task)
             writer.pace.each(range(len(indices)), writer.put, EBS_BLOCK)
@@ -202,7 +204,16 @@ def _put(request: UploadRequest, journal: Journal, events: Events) -> BlockList:
                 f"{request.path} changed during the upload",
                 hint="make sure that nothing writes to the file meanwhile; `parbake bake --force` bakes it again",
             )
-    return BlockList(before.st_size, writer.found)
+    return BlockList(before.st_size, same | writer.found)
+
+
+def _same(request: UploadRequest, journal: Journal) -> dict[int, bytes]:
+    """Return what the snapshot is known to have of its parent, without a look at the disk, by index."""
+    below = request.parent.blocks.blocks if request.parent else {}
+    same = {index: digest for index, digest in request.inherited.items() if below.get(index) == digest}
+    return {
+        index: digest for index, digest in same.items() if index not in journal.written and index not in journal.unsure
+    }
 
 
 class _Writer:

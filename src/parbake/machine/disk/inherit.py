@@ -149,9 +149,11 @@ def _second(copy: Path) -> Path:
     return second
 
 
-def compare(path: Path, listed: BlockList, events: Events, blocks: Collection[int]) -> None:
-    """Compare some blocks of a copy with the list; raises NotAsListed."""
-    others = {index: digest for index, digest in listed.blocks.items() if index not in blocks}
+def compare(path: Path, listed: BlockList, events: Events, blocks: Collection[int] | None = None) -> None:
+    """Compare some blocks of a copy with the list, all of them by default; raises NotAsListed."""
+    others = {}
+    if blocks is not None:
+        others = {index: digest for index, digest in listed.blocks.items() if index not in blocks}
     found = block_list(path, events, others, algorithm=listed.algorithm)
     if damage := found.damage(listed):
         raise NotAsListed(damage, hint=_AGAIN)

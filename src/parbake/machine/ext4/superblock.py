@@ -116,14 +116,19 @@ class Superblock:
 
     def taken(self) -> list[Range]:
         """Return the blocks that are in use as far as the bitmaps say."""
-        ranges: list[Range] = []
+        ranges = self.frame()
         for number, group in enumerate(self.groups):
             if not self._flags(group) & _BLOCK_UNINIT:
                 bitmap = os.pread(self.handle, BLOCK, group.block_bitmap * BLOCK)
                 base = number * self.blocks_per_group
                 length = min(self.blocks_per_group, self.blocks - base)
                 ranges += [(base + start, base + end) for start, end in bits(bitmap, length)]
-            ranges.append(self._head(number))
+        return merged(ranges)
+
+    def frame(self) -> list[Range]:
+        """Return the blocks of the groups' own: copies of the superblock and descriptors, bitmaps, tables of inodes."""
+        ranges = [self._head(number) for number in range(len(self.groups))]
+        for group in self.groups:
             ranges.append((group.block_bitmap, group.block_bitmap + 1))
             ranges.append((group.inode_bitmap, group.inode_bitmap + 1))
             ranges.append((group.inode_table, group.inode_table + self.inodes_per_group * INODE // BLOCK))

@@ -184,6 +184,15 @@ class Volume:
         blocks = merged([*self._base_blocks, *(part for layer in layers for part in layer.blocks)])
         return blocks, merged([*self._base_inodes, *(part for layer in layers for part in layer.inodes)])
 
+    def shared_units(self) -> set[int]:
+        """Return which 512 KiB blocks hold something that stays, and may be written to: metadata, and ends of layers.
+
+        Ask after ``retain``: what is free then may be written to.
+        """
+        (used, _), frame = self._in_use(), self.superblock.frame()
+        free = without([(0, self.superblock.blocks)], without(used, frame))
+        return _units(used) & _units(free)
+
     def usage(self, chain: str) -> tuple[int, int]:
         """Return what a layer's tree takes in bytes, as ``du`` counts it, and in inodes."""
         placed, sectors, count = self.placed[chain], 0, 0
@@ -334,6 +343,10 @@ class Volume:
         self.turnstile.give_up()
         self._workers.shutdown()
         self._close()
+
+
+def _units(ranges: Iterable[Range]) -> set[int]:
+    return {unit for start, end in ranges for unit in range(start * BLOCK // HASHED, -(-end * BLOCK // HASHED))}
 
 
 def _there(number: int) -> FileNode:

@@ -7,9 +7,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from parbake import records
-from parbake.builders import ParentVolume
+from parbake.builders import ParentVolume, earlier
+from parbake.core.blocks import BlockList
 from parbake.core.errors import DiskFull, EnvironmentProblem, InputError, VerificationFailed
 from parbake.core.model import Plan
+from parbake.core.workspace import cache_folder
 from parbake.machine.disk import Memory
 from parbake.records import Record, genuine
 
@@ -25,21 +27,52 @@ def parent_of(
     with the list of its blocks, before it uses any; a bake that neither proves nor lays out (``rehearse``) what it
     makes may do without where nobody has written to the file since ``remember``.
     """
+    known = records.find(output)
+    if (found := _newest_fitting(plan, output, known, verify=verify, trust=trust)) is None:
+        return None
+    record, blocks = found
+    artefact = output / record.artefact
+    if not artefact.is_file() or artefact.stat().st_size != record.size:
+        return None
+    memory = None if verify or rehearse else Memory(artefact, blocks.digest(), cache)
+    saves = seconds_saved(plan, record, [each for _, each in known])
+    return ParentVolume(record.artefact, artefact, blocks, memory, saves)
+
+
+def shipped_parent(
+    plan: Plan, output: Path, work: Path, *, verify: bool, rehearse: bool, trust: Sequence[Path] = ()
+) -> ParentVolume | None:
+    """Find an earlier volume that lies in a cloud, and whose disk is kept here; move that into a work folder.
+
+    As ``parent_of``, but for the disk: it is this bake's own, and will not be there for another.
+    """
+    found, cache, path = (
+        _newest_fitting(plan, output, records.find(output), verify=verify, trust=trust),
+        cache_folder(),
+        work / "parent.raw",
+    )
+    if found is None:
+        return None
+    record, blocks = found
+    if not earlier.take(path, plan, blocks.digest(), cache) or path.stat().st_size != record.size:
+        return None
+    memory = None if verify or rehearse else Memory(path, blocks.digest(), cache)
+    return ParentVolume(record.artefact, path, blocks, memory, spent=True)
+
+
+def _newest_fitting(
+    plan: Plan, output: Path, known: Sequence[tuple[Path, Record]], *, verify: bool, trust: Sequence[Path]
+) -> tuple[Record, BlockList] | None:
     from parbake.machine.vm import boots  # loads only where something is baked
 
     proven = verify and boots(plan.platform)
-    known = records.find(output)
     fitting = [record for path, record in known if _fits(path, record, proven=proven)]
     if trust:
         fitting = [record for record in fitting if _is_signed(output, record, trust)]
-    if (found := ancestor(plan, fitting)) is None or found.blocks is None:
+    if (found := ancestor(plan, fitting)) is None:
         return None
-    artefact, blocks = output / found.artefact, records.blocks_of(output / found.artefact, found)
-    if blocks is None or not artefact.is_file() or artefact.stat().st_size != found.size:
-        return None
-    memory = None if verify or rehearse else Memory(artefact, found.blocks.digest, cache)
-    saves = seconds_saved(plan, found, [record for _, record in known])
-    return ParentVolume(found.artefact, artefact, blocks, memory, saves)
+    blocks = records.blocks_of(output / found.artefact, found)
+    return (found, blocks) if blocks else None
 
 
 def seconds_saved(plan: Plan, parent: Record, found: Sequence[Record]) -> float | None:
@@ -87,7 +120,7 @@ def ancestor(plan: Plan, found: Sequence[Record]) -> Record | None:
     Only ext4 volumes of the same name and platform, on which nothing else was kept, with at least half of what would
     travel; of those that share as much, the newest. Its size becomes the new one's: it may be somewhat smaller.
     """
-    if plan.artefact.mounted or plan.artefact.in_cloud or plan.keep_layers:
+    if plan.artefact.mounted or plan.keep_layers:
         return None
     wanted = _layers(plan)
     best: tuple[int, Record] | None = None

@@ -8,11 +8,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from parbake import records
-from parbake.builders import Disk, Ingredients, Publication, Publisher, RemoteBuilder, RemoteSteps, Shipment
+from parbake.builders import (
+    Disk,
+    Ingredients,
+    ParentVolume,
+    Publication,
+    Publisher,
+    RemoteBuilder,
+    RemoteSteps,
+    Shipment,
+)
 from parbake.core import interrupts
 from parbake.core.model import Image, Published, Verdict
 from parbake.core.sources import LayerSource
 from parbake.records import Record
+from parbake.workflows.bake import ancestry
 from parbake.workflows.bake.describe import Attachments, Clock, make_record
 from parbake.workflows.bake.disks import build_disk, find_base, need_room
 from parbake.workflows.bake.rehearsal import failed_in_rehearsal, need_rights, rehearse, trace_beside, trace_from
@@ -62,11 +72,22 @@ class ShipmentSteps:
         else:
             need_room(shipment.work, bake.plan)
             base = find_base(bake.run, bake.plan, self.publisher)
-            plan, disk = build_disk(bake.run, bake.plan, base, shipment.work)
-            self.of_disk = replace(bake, plan=plan)
+            plan, disk = build_disk(bake.run, bake.plan, base, shipment.work, parent=self._parent())
+            self.of_disk = replace(bake, plan=plan.model_copy(update={"size": disk.path.stat().st_size}))
             return Sent(None, disk)
         self.of_disk = replace(bake, plan=bake.plan.model_copy(update={"size": disk.path.stat().st_size}))
         return Sent(there, disk)
+
+    def _parent(self) -> ParentVolume | None:
+        """Find the disk of an earlier volume that can be changed, unless the user wants none."""
+        bake, options = self.bake, self.bake.options
+        if options.force or options.from_scratch:
+            return None
+        plan = bake.plan if bake.plan.size_is_fixed else bake.plan.model_copy(update={"size": self.of_disk.plan.size})
+        return ancestry.shipped_parent(
+            plan, bake.output, self.shipment.work,
+            verify=options.verify, rehearse=bool(options.rehearse), trust=bake.run.trusted,
+        )  # fmt: skip
 
     def rehearse(self, made: Sent) -> Sent:
         """Rehearse the disk, and keep a new one until the cloud has it."""

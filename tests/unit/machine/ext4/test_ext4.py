@@ -379,12 +379,17 @@ def test_layers_that_stay_are_not_touched_and_what_left_is_gone(tmp_path: Path) 
         with Volume(path) as volume:
             volume.rename(disk.filesystem_uuid(fresh))
             volume.retain([layer("a").chain_id, layer("b").chain_id])
+            told = volume.shared_units()
+            stays = {block * BLOCK // HASHED for start, end in volume._in_use()[0] for block in range(start, end)}
             (area,) = volume.areas([layer(fresh)])
             volume.placed[layer(fresh).chain_id] = placed(area, some(fresh))
             finish(volume)
         check(path)
         after = path.read_bytes()
         assert differing(before, after) <= volume.hashes.touched
+        assert volume.hashes.touched & stays <= told < stays, (
+            "of what stays, a fill writes only to what it tells before"
+        )
         before = after
         assert len(volume.hashes.touched) * HASHED < 8 * MIB
         same(old, read(path, "b"))
