@@ -23,7 +23,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- toJson (merge (dict "parbake.yaml" (include "parbake.bakefile" .)) .Values.files) -}}
 {{- end -}}
 
-{{/* The rules of RBAC that the Bakefile's targets take, as files/rights.yaml says (made from parbake.rollouts.rights): a list
+{{/* The rules of RBAC that the Bakefile takes, as files/rights.yaml says (made from parbake.rollouts.rights): a list
 of {apiGroups, resources, verbs, resourceNames?, namespace?}. A target with a context is of another cluster. */}}
 {{- define "parbake.rights" -}}
 {{- $classes := list -}}
@@ -42,6 +42,15 @@ of {apiGroups, resources, verbs, resourceNames?, namespace?}. A target with a co
 {{- $rule := omit . "named" -}}
 {{- if .named -}}{{- $_ := set $rule "resourceNames" ($classes | uniq | sortAlpha) -}}{{- end -}}
 {{- $rules = append $rules $rule -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- with .Values.bakefile.images_from -}}
+{{- if not .cluster.context -}}
+{{- range $namespace := .cluster.namespaces | default (list "") | uniq -}}
+{{- range $rights.images_from -}}
+{{- $rules = append $rules (ternary . (merge (dict "namespace" $namespace) .) (eq $namespace "")) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

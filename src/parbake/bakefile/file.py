@@ -9,9 +9,11 @@ from typing import Annotated, Any, Final, Literal, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 from pydantic import field_validator as check
+from pydantic_core import PydanticKnownError
 
 from parbake.bakefile.aws import AwsSection
 from parbake.bakefile.bases import BaseChoice, BaseText
+from parbake.bakefile.image_set import ImagesFromSection
 from parbake.bakefile.proof import RetentionSection, SignSection, VerifySection, verify_text
 from parbake.bakefile.sections import ArtefactText, Build, Image, RegistryText, Section, Via
 from parbake.bakefile.targets import Target, TargetText, distinct
@@ -103,7 +105,9 @@ class Bakefile(Section):
     """The nodes' platforms, where there are several: an artefact is baked for each, and rolled out together."""
     platform: Annotated[PlatformText, Field(validate_default=True)] = Field(default_factory=_first_platform)
     """The nodes' platform. Default: that of the machine that bakes, or the first of `platforms`."""
-    images: Annotated[tuple[Image, ...], Field(min_length=1)]
+    images_from: Annotated[ImagesFromSection, Via(ImagesFromSection)] | None = None
+    """Where images come from besides `images`, which may then be left out: a cluster's pods."""
+    images: tuple[Image, ...]
     """The images to bake, in the order in which nodes start them; a bare text is a reference."""
     builder: Literal["local", "qemu", "ec2", "ebs", "packer"] = "local"
     """How to bake: `local` fills a disk offline; `qemu` boots the base and lets it bake; `ec2` does so with an AMI;
@@ -180,6 +184,23 @@ class Bakefile(Section):
             raise wrong("an architecture is listed twice", "write each once, such as [linux/amd64, linux/arm64]")
         return value
 
+    @check("images_from")
+    @classmethod
+    def _is_one_set(cls, value: ImagesFromSection | None, info: ValidationInfo) -> ImagesFromSection | None:
+        if value and len(info.data.get("platforms") or ()) > 1:
+            raise wrong(
+                "a cluster's images are chosen for one platform, and `platforms` names several",
+                "write a Bakefile for each platform",
+            )
+        return value
+
+    @check("images")
+    @classmethod
+    def _are_any(cls, value: tuple[Image, ...], info: ValidationInfo) -> tuple[Image, ...]:
+        if not value and "images_from" in info.data and not info.data["images_from"]:
+            raise PydanticKnownError("too_short", {"field_type": "Tuple", "min_length": 1, "actual_length": 0})
+        return value
+
     @check("images")
     @classmethod
     def _are_pulled(cls, value: tuple[Image, ...], info: ValidationInfo) -> tuple[Image, ...]:
@@ -194,6 +215,8 @@ class Bakefile(Section):
     @check("builder")
     @classmethod
     def _bakes_parts(cls, value: str, info: ValidationInfo) -> str:
+        if BUILDERS[value].on_instance and info.data.get("images_from"):
+            raise wrong(f"{value} lets an instance pull, and `images_from` bakes parts of images", "write builder: ebs")
         if BUILDERS[value].on_instance and any(entry.layers for entry in info.data.get("images") or ()):
             raise wrong(
                 f"{value} lets an instance pull, and no registry serves the lowest `layers` of an image",
@@ -301,7 +324,9 @@ def _schema() -> dict[str, Any]:
     from parbake.bakefile.json_schema import schema_of  # nobody else needs what it loads
 
     # `load` fills the others in, so the text may leave them out.
-    return schema_of(Bakefile, required=("version", "images"))
+    found = schema_of(Bakefile, required=("version",))
+    listed = {"required": ["images"], "properties": {"images": {"minItems": 1}}}
+    return {**found, "anyOf": [listed, {"required": ["images_from"]}]}
 
 
 def schema() -> dict[str, Any]:

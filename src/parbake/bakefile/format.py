@@ -46,7 +46,7 @@ class Format[Model: BaseModel]:
     for the model, whatever YAML makes of it: 1.20 is a version and no number. Below ``of_the_user`` keys are the
     user's own.
     ``missing`` says what to write where a key is missing, ``empty`` what is wrong with an empty list and what to write.
-    ``defaults`` are keys that the text may leave out, by the file's folder.
+    ``defaults`` are keys that the text may leave out, by the file's folder and what the text has.
     """
 
     noun: str
@@ -60,7 +60,7 @@ class Format[Model: BaseModel]:
     of_the_user: frozenset[str] = frozenset()
     missing: Mapping[str, str] = field(default_factory=dict)
     empty: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    defaults: Callable[[Path], dict[str, object]] = lambda _: {}
+    defaults: Callable[[Path, Mapping[str, object]], dict[str, object]] = lambda *_: {}
 
     def load(self, path: Path, overrides: Mapping[str, str] | None = None, *, text: str = "") -> Model:
         """Read and check a file; relative paths in it become absolute, from its folder. ``overrides`` replace keys.
@@ -119,7 +119,7 @@ class Format[Model: BaseModel]:
         if not isinstance(data, dict):
             message = f"must be a mapping of keys, not {described(data)}"
             return None, [Problem("file", message, document.line, "begin with version: 1")]
-        whole = {**self.defaults(folder), **data, **overrides}
+        whole = {**self.defaults(folder, data), **data, **overrides}
         try:
             return self.model.model_validate(whole, strict=True, context=Reading(folder)), []
         except ValidationError as error:
@@ -206,7 +206,7 @@ def _resolve(whole: dict[str, Any], branches: Sequence[dict[str, Any]]) -> list[
     for branch in branches:
         if "$ref" in branch:
             flat += _resolve(whole, [whole["$defs"][branch["$ref"].rpartition("/")[2]]])
-        elif "anyOf" in branch:
+        elif "anyOf" in branch and "properties" not in branch:
             flat += _resolve(whole, branch["anyOf"])
         else:
             flat.append(branch)

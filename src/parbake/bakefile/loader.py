@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from parbake.bakefile.file import Bakefile, schema
 from parbake.bakefile.format import Format
+from parbake.bakefile.image_set import ChosenImage, LockedImage, lock_path, read_lock
 from parbake.bakefile.targets import ROLE
 from parbake.bakefile.values import REGION, valid_name
 from parbake.core.errors import InputError
@@ -18,8 +19,9 @@ ONLY_IMAGES = "only_images"
 """Overrides that do not correspond to a key of the Bakefile; see ``load``."""
 
 
-def _defaults(folder: Path) -> dict[str, object]:
-    return {"name": valid_name(folder.name) or "node", "output": "artefacts"}
+def _defaults(folder: Path, data: Mapping[str, object]) -> dict[str, object]:
+    found: dict[str, object] = {"name": valid_name(folder.name) or "node", "output": "artefacts"}
+    return {**found, "images": ()} if data.get("images_from") else found
 
 
 BAKEFILE = Format(
@@ -33,7 +35,7 @@ BAKEFILE = Format(
         "version", "keep_layers", "layers", "also_by_digest", "plain_http", "create", "scan_on_push", "immutable_tags",
         "tcp", "port", "credits", "iops", "throughput", "encrypted", "initialization_rate", "mount",
         "healthy", "batch", "auto_rollback", "force", "respect_pdb", "keep", "keep_store", "read_only", "min_hit_rate",
-        "pods",
+        "pods", "min_pods",
     }),
     numbers=frozenset({"checkpoints"}),
     of_the_user=frozenset({"env", "args", "tags", "files"}),
@@ -64,11 +66,35 @@ def load(path: Path, overrides: Mapping[str, str] | None = None) -> Bakefile:
         text = f"version: 1\nname: '{name}'\nbase: none\nimages: {images}\n"
         bakefile = BAKEFILE.load(Path("--image"), given, text=text)
     else:
-        bakefile = BAKEFILE.load(path, given)
+        bakefile = _with_locked(BAKEFILE.load(path, given))
     if not roles:
         return bakefile
     aws = bakefile.aws.model_copy(update={"copy_roles": {**bakefile.aws.copy_roles, **roles}})
     return bakefile.model_copy(update={"aws": aws})
+
+
+def _with_locked(bakefile: Bakefile) -> Bakefile:
+    """Return a Bakefile with the images that were chosen for it last."""
+    lock = read_lock(lock_path(bakefile.output, bakefile.name)) if bakefile.images_from else None
+    return with_images(bakefile, lock.images) if lock else bakefile
+
+
+def with_images(bakefile: Bakefile, chosen: Iterable[LockedImage]) -> Bakefile:
+    """Return a Bakefile with the images of a choice in the place of earlier ones; what it lists itself comes first."""
+    if bakefile.images_from is None:
+        return bakefile
+    startups = bakefile.images_from.cluster.startups
+    own = {entry.reference: entry for entry in bakefile.images if not isinstance(entry, ChosenImage)}
+    more = [
+        ChosenImage.model_construct(
+            reference=each.reference,
+            layers=each.layers or None,
+            startup=None if each.layers else startups.get(each.reference.name),
+        )
+        for each in chosen
+        if each.reference not in own
+    ]
+    return bakefile.model_copy(update={"images": (*own.values(), *more)})
 
 
 def _role(text: str) -> tuple[str, str]:

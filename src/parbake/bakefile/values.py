@@ -128,7 +128,7 @@ def _finished(value: object, kind: type) -> object:
     raise wrong(f"must be text, not {described(value)}", "give it a value or remove it" if value is None else "")
 
 
-def _size(value: object) -> object:
+def size(value: object) -> object:
     """Read ``auto`` as 0, and a size as bytes, whole MiB."""
     if not isinstance(value, str):
         return _finished(value, int)
@@ -359,9 +359,8 @@ _SCALAR_SCHEMA = WithJsonSchema({"type": ["string", "number", "boolean"]})
 
 Name = Annotated[str, AfterValidator(_name), text_schema(f"^{NAME}$")]
 Region = Annotated[str, matching(REGION, "an AWS region", "such as eu-west-1"), text_schema(f"^{REGION}$", "eu-west-1")]
-Size = Annotated[
-    int, BeforeValidator(_size), text_schema(r"^(auto|[0-9]+(\.[0-9]+)? ?([KMGT]i?|k)B)$", "auto", "20GiB")
-]
+SIZE_SCHEMA = text_schema(r"^[0-9]+(\.[0-9]+)? ?([KMGT]i?|k)B?$", "40Gi", "20GiB")
+Size = Annotated[int, BeforeValidator(size), text_schema(r"^(auto|[0-9]+(\.[0-9]+)? ?([KMGT]i?|k)B)$", "auto", "20GiB")]
 Days = Annotated[int, BeforeValidator(_days(1)), text_schema("^[0-9]{1,4}d$", "90d")]
 MaybeDays = Annotated[int, BeforeValidator(_days(0)), text_schema("^[0-9]{1,4}d$", "0d", "14d")]
 Duration = Annotated[

@@ -110,6 +110,15 @@ def most_started(
     return _choice(held, sum(worth.values()), worth, forest, offered)
 
 
+def having(started: Sequence[StartedTogether], picks: Sequence[Pick]) -> Selection:
+    """Return what a choice that stands already takes and saves."""
+    forest = {
+        layer.chain_id: _Chain("", snapshot_size(layer)) for pick in picks for layer in pick.image.layers[: pick.layers]
+    }
+    worth = _worth(started)
+    return _choice(forest.keys(), sum(worth.values()), worth, forest, [pick.image for pick in picks])
+
+
 def _offered(started: Iterable[StartedTogether], bakeable: Collection[Reference] | None) -> tuple[Image, ...]:
     """Return the images that may be baked, those that most nodes start first."""
     images, nodes = dict[Reference, Image](), defaultdict[Reference, float](float)

@@ -201,7 +201,7 @@ def schema() -> dict[str, Any]:
     return copy.deepcopy(_schema())
 
 
-def _defaults(folder: Path) -> dict[str, object]:
+def _defaults(folder: Path, _: object) -> dict[str, object]:
     return {"name": valid_name(folder.name) or "fleet"}
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import quote
 
 from parbake.core.errors import CommandFailed, InputError, ParbakeError, RolloutError, TargetMoved
 from parbake.core.run import Result, run
@@ -24,6 +25,8 @@ class _NotFound(InputError):
 
 
 _SECONDS = 60.0
+_PAGE, _MOST_PODS = 250, 150_000
+"""Pods of an answer, and of a cluster (Kubernetes, "Considerations for large clusters")."""
 _FROM_SERVER = re.compile(r"(?:error|Error from server)(?: \((\w+)\))?: (.*)", re.DOTALL)
 
 # How validating admission policies and webhooks say no; the code and the reason are theirs to choose (often Forbidden).
@@ -85,6 +88,21 @@ class Cluster:
         """Return every object of a resource; ``options`` are kubectl's, such as a selector."""
         found: list[dict[str, Any]] = self._json(["get", resource, "-o", "json", *options])["items"]
         return found
+
+    def each_pod(self, namespace: str = "") -> Iterator[dict[str, Any]]:
+        """Yield the pods of a namespace, or of all, a few hundred of them in memory at a time.
+
+        Raises RolloutError for more pods than Kubernetes supports in a cluster: they are made up.
+        """
+        path = f"/api/v1/{f'namespaces/{quote(namespace, safe="")}/' if namespace else ''}pods?limit={_PAGE}"
+        go_on, left = "", _MOST_PODS // _PAGE
+        while left:
+            document = self._json(["get", "--raw", path + (f"&continue={quote(go_on, safe='')}" if go_on else "")])
+            yield from (each for each in document.get("items") or () if isinstance(each, dict))
+            go_on, left = str((document.get("metadata") or {}).get("continue") or ""), left - 1
+            if not go_on:
+                return
+        raise RolloutError(f"{self}: there are more than {_MOST_PODS} pods", hint="name the namespaces that count")
 
     def ask(
         self, resource: str, found: Mapping[str, Any], change: Mapping[str, Any], *, manager: str

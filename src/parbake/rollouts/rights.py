@@ -1,4 +1,4 @@
-"""What a Bakefile's targets take of Kubernetes: rules of RBAC for whoever rolls out, as ``aws.iam`` says it of AWS.
+"""What a Bakefile takes of Kubernetes: rules of RBAC for whoever rolls out, as ``aws.iam`` says it of AWS.
 
 The Helm chart's rules are made of these (``tools.chart``). Source: Kubernetes, "Using RBAC Authorization": a rule
 without names is for all; ``list`` cannot be bound to names, ``get`` and ``patch`` can. Discovery needs no rule of ours.
@@ -7,7 +7,7 @@ without names is for all; ``list`` cannot be bound to names, ``get`` and ``patch
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from parbake.bakefile import Bakefile
@@ -42,16 +42,23 @@ RIGHTS: Final[Mapping[str, tuple[Right, ...]]] = {
     ),
     # Pods of any namespace are on a node, and kubelets tell of them there.
     "canary": (Right("", ("pods", "events"), ("list",)),),
+    # In the namespaces that the Bakefile names; in all, where it names none.
+    "images_from": (Right("", ("pods",), ("list",)),),
 }
-"""By the key of a target. Other kinds are not in a cluster. ``parbake freeze`` patches NodePools besides, by hand."""
+"""By the key of a target, or of the Bakefile. Other targets are not in a cluster. ``parbake freeze`` patches NodePools
+besides, by hand."""
 
 
 def rights(bakefile: Bakefile) -> tuple[dict[str, Any], ...]:
-    """Return the rules for a Bakefile's targets in the cluster that parbake runs in: those without a context."""
+    """Return the rules for a Bakefile in the cluster that parbake runs in: what names a context is of another one."""
     here = [each for each in bakefile.rollout if each.karpenter and not each.karpenter.context]
     names = tuple(sorted({each.karpenter.nodeclass for each in here if each.karpenter}))
-    keys = [key for key in RIGHTS if any(getattr(each, key) for each in here)]
-    return tuple(right.rule(names) for key in keys for right in RIGHTS[key])
+    keys = [key for key in RIGHTS if any(getattr(each, key, None) for each in here)]
+    found = [right.rule(names) for key in keys for right in RIGHTS[key]]
+    if bakefile.images_from and not (cluster := bakefile.images_from.cluster).context:
+        places = dict.fromkeys(cluster.namespaces or ("",))
+        found += [replace(each, namespace=place).rule() for place in places for each in RIGHTS["images_from"]]
+    return tuple(found)
 
 
 def roles(bakefile: Bakefile) -> dict[str, dict[str, Any]]:

@@ -20,7 +20,6 @@ from parbake.images.registry.retry import Patience
 from parbake.records import Record
 from parbake.workflows.identity import acting, role_of
 from parbake.workflows.lint.bakes import Bake, Covers, of_record
-from parbake.workflows.plan import closing_on_failure
 
 type LookUp = Callable[[Reference, Platform], Image | str]
 """What tells which image a name means now, or in words why that is not known."""
@@ -69,7 +68,7 @@ def registry_of(bakefile: Bakefile | None, events: Events, *, patience: Patience
     with (
         acting(bakefile) if bakefile else nullcontext(),
         Registry(options, events=events, patience=patience, role=role) as registry,
-        closing_on_failure(registry),
+        registry.closing_on_failure(),
     ):
         yield registry
 

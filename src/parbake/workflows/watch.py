@@ -21,7 +21,7 @@ from parbake.images.build import build
 from parbake.records.store import session_store
 from parbake.workflows import bake, plan, rollout
 from parbake.workflows import prune as retention
-from parbake.workflows.plan import BakeResult, Session
+from parbake.workflows.plan import BakeOptions, BakeResult, Session
 from parbake.workflows.platforms import one_platform
 from parbake.workflows.prune import Pruned
 from parbake.workflows.prune.decide import Decision
@@ -54,14 +54,14 @@ class Tidied:
 def look(bakefile_path: Path, events: Events) -> Seen:
     """Return what the Bakefile's names mean now; raises what asking raises."""
     one_platform(bakefile_path, {}, "a watch")
-    with plan.open_session(bakefile_path, events) as run, ThreadPoolExecutor(max_workers=8) as pool:
+    with plan.open_session(bakefile_path, events, turn="take") as run, ThreadPoolExecutor(max_workers=8) as pool:
 
         def of(entry: ImageEntry) -> str:
             if entry.build is not None:
                 return build.build_key(entry.build, entry.platform or run.bakefile.platform)
             return run.registry.head(entry.reference).digest
 
-        with plan.closing_on_failure(run.registry):
+        with run.registry.closing_on_failure():
             found = list(pool.map(of, run.bakefile.images))
         seen = {entry.reference.written: digest for entry, digest in zip(run.bakefile.images, found, strict=True)}
         return {**seen, "base": _base(run)}
@@ -85,7 +85,7 @@ def act(
     interruptions, so that what the turn did can be told.
     """
     results: tuple[TargetResult, ...] = ()
-    finished = bake.bake(bakefile_path, events)
+    finished = bake.bake(bakefile_path, events, BakeOptions(turn="keep"))  # the look has taken it
     if options is not None:
         interrupts.resume()
         results = rollout.rollout(

@@ -356,7 +356,8 @@ def test_doctor(say: Say) -> None:
 def test_schema(say: Say) -> None:
     code, out, _ = say("schema")
     assert code == 0
-    assert json.loads(out)["required"] == ["version", "images"]
+    assert json.loads(out)["required"] == ["version"]
+    assert [each["required"] for each in json.loads(out)["anyOf"]] == [["images"], ["images_from"]]
     assert document(say, "schema") == json.loads(out)
 
 

@@ -9,20 +9,20 @@ from tests.unit.project.test_structure import _files, _module, _name, _nodes, _w
 
 LINES = {
     "aws": 4530,
-    "bakefile": 3030,
+    "bakefile": 3210,
     "builders": 5010,
     "cli": 5980,
     "coldstart": 1530,
     "containerd": 2300,
-    "core": 5080,
+    "core": 5150,
     "fleet": 6265,
-    "images": 8780,
+    "images": 8860,
     "machine": 6150,
     "node": 1920,
     "records": 2725,
-    "rollouts": 5360,
+    "rollouts": 5390,
     "verify": 1735,
-    "workflows": 9230,
+    "workflows": 9490,
 }
 """The most lines of each wing's modules, without those that the protobuf compiler writes."""
 SLACK = 0.94
@@ -31,11 +31,11 @@ SMALL, MOST_SMALL = 60, 6
 """A file of fewer lines that only one other file imports could be a part of that file. There are at most so many."""
 MOST_NAMED_TWICE = 17
 """Names that public classes of several modules share: a reader of the second thinks of the first."""
-MOST_LATE_IMPORTS = 327
+MOST_LATE_IMPORTS = 328
 """Imports inside functions, for what most runs never need: ``make bench-startup`` shows what that saves."""
 MOST_BUILDER_NAMES = 3
 """Places where the name of a builder is compared, instead of its traits."""
-MOST_PARSED_REFERENCES = 13
+MOST_PARSED_REFERENCES = 14
 """Places where a text becomes a ``Reference``: the doors. Behind them a name of an image is one."""
 MOST_RAW_NODE_CLASSES = 1
 """Places besides ``NodeClass`` that read the words of a Karpenter node class from its document."""

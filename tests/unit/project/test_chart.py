@@ -323,7 +323,26 @@ def test_a_pod_without_targets_in_its_cluster_has_no_token_and_no_rights(tmp_pat
 
 
 def test_rights_are_listed_for_the_kinds_of_targets_that_are_in_a_cluster() -> None:
-    assert set(RIGHTS) == {"karpenter", "canary"}
+    assert set(RIGHTS) == {"karpenter", "canary", "images_from"}
+
+
+@pytest.mark.parametrize(
+    ("cluster", "where"),
+    [({}, [None]), ({"namespaces": ["shop", "data"]}, ["data", "shop"]), ({"context": "prod"}, [])],
+)
+def test_images_that_follow_the_cluster_take_its_pods_to_be_listed_and_no_more(
+    cluster: Mapping[str, Any], where: list[str | None], tmp_path: Path
+) -> None:
+    objects = rendered({"bakefile": {"images": [], "images_from": {"cluster": cluster}}}, tmp_path)
+    roles = [each for each in objects if each["kind"] in {"Role", "ClusterRole"}]
+    assert [each["metadata"].get("namespace") for each in roles] == where
+    expected = [{"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]}]
+    assert all(each["rules"] == expected for each in roles)
+    (spec,) = pods(objects)
+    assert spec["automountServiceAccountToken"] == bool(where)
+    said = [{key: value for key, value in rule.items() if key != "namespace"}
+            for rule in rights(load(bakefile(objects, tmp_path)))]  # fmt: skip
+    assert said == expected * len(where), "what `parbake iam` prints"
 
 
 def test_nothing_reaches_the_pods_and_they_reach_no_metadata_service() -> None:

@@ -43,6 +43,7 @@ def preview_json(preview: Preview) -> dict[str, object]:
         "exists": preview.existing is not None,
         "verified": bool(preview.existing and preview.existing.verified),
         "cautions": list(preview.cautions),
+        "images_from": preview.image_lock.model_dump(mode="json", exclude={"seen"}) if preview.image_lock else None,
     }
     if plan:
         sizes = asdict(measure(plan.all_images, keep_layers=plan.keep_layers))
@@ -81,7 +82,13 @@ def preview_text(preview: Preview) -> str:
         ("unpacked", f"{about}{human_bytes(sizes.raw)}"),
         ("state", _state(preview)),
     ])  # fmt: skip
-    return "\n".join([f"{images}\n\n{lines}", *(f"warning: {caution}" for caution in preview.cautions)])
+    lock = preview.image_lock
+    follows = (
+        [f"{len(lock.images)} of them follow {lock.cluster}, as of {lock.at:%Y-%m-%d %H:%M}"
+         f"; {len(lock.left_out)} are left out"]
+        if lock else []
+    )  # fmt: skip
+    return "\n".join([f"{images}\n\n{lines}", *follows, *(f"warning: {caution}" for caution in preview.cautions)])
 
 
 def built_json(built: Built) -> dict[str, object]:

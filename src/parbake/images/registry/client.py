@@ -82,6 +82,15 @@ class Registry:
         self._transport.close()
         self._threads.shutdown(cancel_futures=True)
 
+    @contextmanager
+    def closing_on_failure(self) -> Iterator[None]:
+        """Cut the connections when the body fails or is interrupted: no thread goes on waiting for an answer."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
     def resolve(self, reference: Reference, platform: Platform) -> Image:
         """Return what a reference means for a platform, with the config read and the layers described.
 

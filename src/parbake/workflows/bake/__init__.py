@@ -54,7 +54,7 @@ def bake(bakefile_path: Path, events: Events, options: BakeOptions | None = None
     """
     options = options or BakeOptions()
     with (
-        open_session(bakefile_path, events, options.overrides) as session,
+        open_session(bakefile_path, events, options.overrides, turn=options.turn) as session,
         spare_worker(session.bakefile, force=options.force) as spare,
     ):
         run = replace(session, signer=genuine.open_signer(session.bakefile), spare=spare)  # a wrong key shows first

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -28,10 +28,12 @@ from parbake.workflows.preflight import account_cautions
 from parbake.workflows.startup import proven_as
 
 if TYPE_CHECKING:
+    from parbake.bakefile.image_set import ImageLock
     from parbake.builders import Publisher, RemoteBuilder
     from parbake.builders.workers.hire import Spare
     from parbake.records.held import State
     from parbake.records.store import Shared
+    from parbake.workflows.plan.image_set import Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,7 @@ class Preview:
     existing: Record | None = None
     stored: Record | None = None
     cautions: tuple[str, ...] = ()
+    image_lock: ImageLock | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,8 @@ class BakeResult:
 class Session:
     """What one run works with. Made by ``open_session``, which also closes it.
 
-    ``signer`` signs its records, ``spare`` has a worker that was started ahead.
+    ``signer`` signs its records, ``spare`` has a worker that was started ahead. ``image_lock`` says which
+    images follow a cluster, where the Bakefile has such.
     """
 
     bakefile: Bakefile
@@ -74,6 +78,7 @@ class Session:
     cache: Path = field(default_factory=cache_folder)
     signer: Signer | None = None
     spare: Spare | None = None
+    image_lock: ImageLock | None = None
 
     @property
     def trusted(self) -> Sequence[Path]:
@@ -88,7 +93,8 @@ class BakeOptions:
     ``rehearse`` records what a start reads (None: of volumes that are verified); ``layout`` brings that together.
     ``rehearse_in`` says where (None: see ``builders.coldstart``). ``trace`` is a file that was recorded elsewhere.
     ``from_scratch`` starts from no earlier artefact; ``force`` does not either.
-    ``expect_key`` is the content key that was planned; ``overrides`` replace keys of the Bakefile.
+    ``expect_key`` is the content key that was planned; ``turn`` says whether a cluster that images follow is asked;
+    ``overrides`` replace keys of the Bakefile.
     """
 
     force: bool = False
@@ -101,6 +107,7 @@ class BakeOptions:
     keep_workspace: bool = False
     from_scratch: bool = False
     expect_key: str = ""
+    turn: Turn = "take"
     overrides: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -132,32 +139,44 @@ class Bake:
 
 
 @contextmanager
-def open_session(bakefile_path: Path, events: Events, overrides: Mapping[str, str] | None = None) -> Iterator[Session]:
+def open_session(
+    bakefile_path: Path, events: Events, overrides: Mapping[str, str] | None = None, *, turn: Turn = "keep"
+) -> Iterator[Session]:
     """Load the Bakefile and open what a run needs; raises BakefileError with all that is wrong in it.
 
-    ``overrides`` replace keys of the Bakefile.
+    ``overrides`` replace keys of the Bakefile; ``turn`` says whether a cluster that its images follow is asked.
     """
     bakefile = load(bakefile_path, overrides)
     for caution in advice(bakefile):
         events.warn(caution)
     with acting(bakefile), Registry(bakefile.registries, events=events, role=role_of(bakefile)) as registry:
-        yield Session(bakefile, registry, events)
+        run = Session(bakefile, registry, events)
+        if bakefile.images_from:
+            from parbake.workflows.plan.image_set import following  # loads only where images follow a cluster
+
+            bakefile, lock = following(run, turn)
+            run = replace(run, bakefile=bakefile, image_lock=lock)
+        yield run
 
 
 def preview(bakefile_path: Path, events: Events, overrides: Mapping[str, str] | None = None) -> Preview:
     """Return what a bake of this Bakefile would do, without doing any of it. ``overrides`` replace keys of it."""
-    with open_session(bakefile_path, events, overrides) as run:
+    with open_session(bakefile_path, events, overrides, turn="show") as run:
         known, onto = ask_account(run), base_of(run)
         images = resolve(run)
         missing = tuple(reference.written for reference, image in images.items() if image is None)
         if missing:
-            return Preview(None, to_build=missing, cautions=known)
+            return Preview(None, to_build=missing, cautions=known, image_lock=run.image_lock)
         plan = decide(run, [image for image in images.values() if image], onto)
         found = existing(run.bakefile.output, plan, events)
         shared = shared_store(run)
         stored = shared.find(plan.artefact_name) if shared else None
         return Preview(
-            plan, existing=found.record if found else stored, stored=stored, cautions=(*cautions(plan), *known)
+            plan,
+            existing=found.record if found else stored,
+            stored=stored,
+            cautions=(*cautions(plan), *known),
+            image_lock=run.image_lock,
         )
 
 
@@ -188,22 +207,12 @@ def resolve(run: Session, *, ignore_built: bool = False) -> dict[Reference, Imag
         return build.existing(entry.reference, platform, key, registry=run.registry, cache=run.cache)
 
     entries = run.bakefile.images
-    with ThreadPoolExecutor(max_workers=8) as pool, closing_on_failure(run.registry):
+    with ThreadPoolExecutor(max_workers=8) as pool, run.registry.closing_on_failure():
         found = list(pool.map(look_up, entries))
     return {
         entry.reference: image and _as_written(entry, order, image)
         for order, (entry, image) in enumerate(zip(entries, found, strict=True))
     }
-
-
-@contextmanager
-def closing_on_failure(registry: Registry) -> Iterator[None]:
-    """Cut the connections when the body fails or is interrupted, so that no thread goes on waiting for an answer."""
-    try:
-        yield
-    except BaseException:
-        registry.close()
-        raise
 
 
 def make_images(run: Session, images: dict[Reference, Image | None], *, force: bool = False) -> list[Image]:
