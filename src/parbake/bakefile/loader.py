@@ -35,7 +35,7 @@ BAKEFILE = Format(
         "version", "keep_layers", "layers", "also_by_digest", "plain_http", "create", "scan_on_push", "immutable_tags",
         "tcp", "port", "credits", "iops", "throughput", "encrypted", "initialization_rate", "mount",
         "healthy", "batch", "auto_rollback", "force", "respect_pdb", "keep", "keep_store", "read_only", "min_hit_rate",
-        "pods", "min_pods",
+        "pods", "min_pods", "launches", "burst", "node_hour",
     }),
     numbers=frozenset({"checkpoints"}),
     of_the_user=frozenset({"env", "args", "tags", "files"}),

@@ -13,6 +13,8 @@ _DEVICE = r"/dev/(sd[a-z][0-9]{0,2}|xvd[a-z]{1,2}[0-9]{0,2})"
 _PARAMETER = r"/?[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*"
 ROLE = r"arn:aws[a-z-]*:iam::[0-9]{12}:role/[\w+=,.@/-]+"
 _EXTERNAL = r"[\w+=,.@:/-]{2,1224}"
+RemedyKey = Literal["nothing", "hydrate", "boost", "rate", "gp3", "fsr", "auto"]
+"""What targets say is done about cold blocks."""
 RemedyName = Literal["nothing", "hydrate", "boost", "rate", "gp3", "fsr"]
 """What can be done about cold blocks, as targets say it and as ``parbake.aws.costs`` compares it."""
 FASTEST_RATE = 300
@@ -112,22 +114,42 @@ class _WithVolume(_Mounting):
         return {name: value for name in ("throughput", "iops") if (value := getattr(self, name))}
 
 
+class StartsSection(Section):
+    """How nodes start, for `remedy: auto` to choose by: as the options of `parbake advise` say it."""
+
+    launches: Annotated[float, Field(gt=0, le=1e6)] = 100.0
+    """Nodes started a day."""
+    burst: Annotated[int, Field(ge=1, le=100_000)] = 1
+    """Nodes that start at once in one zone."""
+    boot: Duration = Field(default=20.0, json_schema_extra={"default": "20s"})
+    """From the volume's attachment to the runtime's start."""
+    lifetime: Duration = Field(default=28800.0, json_schema_extra={"default": "8h"})
+    """How long a node lives."""
+    node_hour: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    """What a node costs an hour, in USD. Default: as `parbake advise` shows it."""
+    measured: tuple[File, ...] = ()
+    """Files with figures that were measured, as for `parbake advise --measured`."""
+
+
 class _WithRemedy(_WithVolume):
     """What node classes say of the remedy for a volume's cold blocks: one, in the words of `parbake advise`."""
 
-    remedy: RemedyName | None = None
+    remedy: RemedyKey | None = None
     """What is done about blocks that a new volume has yet to load: `nothing`, `hydrate` (the nodes' user data loads
     early what the images' starts read), `boost` (that, from a volume which is raised until it is done; the nodes' role
     needs what `parbake iam` prints as `nodes`), `rate` (EBS loads all, at `initialization_rate`), `gp3` (raised for as
     long as the node lives: to 16,000 IOPS and 1,000 MiB/s, unless the target or the size says others) or `fsr`
-    (`aws.fast_snapshot_restore` says where). Default: nothing, and `aws.fast_snapshot_restore` where it is."""
+    (`aws.fast_snapshot_restore` says where). `auto` is what costs least of them but for `boost`, by the bake's trace
+    and `starts`. Default: nothing, and `aws.fast_snapshot_restore` where it is."""
+    starts: StartsSection = Field(default_factory=StartsSection.model_construct)
+    """With `remedy: auto`: how nodes start."""
     initialization_rate: Annotated[int, Field(ge=100, le=300)] | None = None
     """With `remedy: rate`: the MiB/s (`volumeInitializationRate`, Karpenter v1.5). Default: 300."""
 
     @check("initialization_rate")
     @classmethod
     def _of_its_remedy(cls, value: int | None, info: ValidationInfo) -> int | None:
-        if value and info.data.get("remedy", "rate") != "rate":
+        if value and info.data.get("remedy", "rate") not in {"rate", "auto"}:
             raise wrong("a rate has no effect without its remedy", "write remedy: rate beside it")
         return value
 
@@ -346,7 +368,7 @@ class Target(Section):
         return next(kind for kind in _KINDS if getattr(self, kind) is not None)
 
     @property
-    def remedy(self) -> RemedyName | None:
+    def remedy(self) -> RemedyKey | None:
         """What it says is done about cold blocks; None: nothing, where its kind has no such key."""
         return self.options.remedy if isinstance(self.options, _WithRemedy) else None
 

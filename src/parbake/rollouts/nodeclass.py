@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from parbake.aws.tags import BOOST
 from parbake.bakefile.targets import FASTEST_RATE, GitopsTarget, KarpenterTarget
@@ -54,12 +54,16 @@ class AmiSelector:
 
 @dataclass(frozen=True, slots=True)
 class MappedDisk:
-    """A disk that nodes get: ``snapshot`` is what it is made from (empty: nothing), ``size`` in bytes (0: not said)."""
+    """A disk that nodes get: ``snapshot`` is what it is made from (empty: nothing), ``size`` in bytes (0: not said).
+
+    ``remedy`` is what is done about its cold blocks, as far as a mapping says that.
+    """
 
     device: str
     snapshot: str
     size: int
     is_root: bool
+    remedy: Literal["nothing", "rate", "gp3"] = "nothing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +141,10 @@ class NodeClass:
         for mapping in self.mappings:
             ebs = as_map(mapping.get("ebs"))
             device, snapshot = str(mapping.get("deviceName") or ""), str(ebs.get("snapshotID") or "")
-            found.append(
-                MappedDisk(device, snapshot, quantity(ebs.get("volumeSize")), mapping.get("rootVolume") is True)
-            )
+            raised = ebs.get("throughput") or ebs.get("iops")
+            remedy: Literal["nothing", "rate", "gp3"] = "rate" if ebs.get(_RATE) else "gp3" if raised else "nothing"
+            size, is_root = quantity(ebs.get("volumeSize")), mapping.get("rootVolume") is True
+            found.append(MappedDisk(device, snapshot, size, is_root, remedy))
         return found
 
     @property

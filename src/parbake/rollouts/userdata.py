@@ -27,7 +27,7 @@ from parbake.core.yamltext import parse
 
 ROOM = 3 << 10
 """What Karpenter and EKS add themselves, in bytes: the cluster's certificate, labels, the kubelet's settings."""
-_HINT = "write it as MIME parts, or leave out parbake's: `mount: false`, `hydrate: false`"
+_HINT = "write it as MIME parts, or leave out parbake's: `mount: false`, `remedy: nothing`"
 NAMES = ("mount", "hydrate", "store")
 """What parbake's parts are for, in their order: they come before all others."""
 KEEP_STORE = """\

@@ -9,9 +9,9 @@ from tests.unit.project.test_structure import _files, _module, _name, _nodes, _w
 
 LINES = {
     "aws": 4530,
-    "bakefile": 3210,
+    "bakefile": 3220,
     "builders": 5010,
-    "cli": 5980,
+    "cli": 5990,
     "coldstart": 1530,
     "containerd": 2300,
     "core": 5150,
@@ -22,7 +22,7 @@ LINES = {
     "records": 2725,
     "rollouts": 5390,
     "verify": 1735,
-    "workflows": 9490,
+    "workflows": 9630,
 }
 """The most lines of each wing's modules, without those that the protobuf compiler writes."""
 SLACK = 0.94
@@ -31,7 +31,7 @@ SMALL, MOST_SMALL = 60, 6
 """A file of fewer lines that only one other file imports could be a part of that file. There are at most so many."""
 MOST_NAMED_TWICE = 17
 """Names that public classes of several modules share: a reader of the second thinks of the first."""
-MOST_LATE_IMPORTS = 328
+MOST_LATE_IMPORTS = 329
 """Imports inside functions, for what most runs never need: ``make bench-startup`` shows what that saves."""
 MOST_BUILDER_NAMES = 3
 """Places where the name of a builder is compared, instead of its traits."""

@@ -195,6 +195,46 @@ def test_a_volume_in_a_file_is_launched_raised_and_who_takes_it_back_is_said(
     assert "parbake:boost" not in (here / "gpu.yaml").read_text().partition("spec:")[2]
 
 
+def test_the_remedy_is_chosen_anew_with_the_bill_before_and_after(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "gpu.yaml").write_text(NODE_CLASS)
+    data = volume("data", "snap-9")
+
+    def trace(blocks: int) -> Trace:
+        reads = tuple(Read(at, at * 977 % 57_000 * 1024, 256) for at in range(blocks))
+        return Trace(size=30 << 30, parts=(Part(name="a", reads=reads),))
+
+    starts = {"launches": 300, "lifetime": "2h"}
+    shown, done = dict[str, Any](), dict[str, Any]()
+    for remedy in ("rate", "auto"):
+        target = {"name": "gpu", "gitops": {"file": "gpu.yaml", "remedy": remedy}}
+        target["gitops"] |= {"starts": starts} if remedy == "auto" else {}  # type: ignore[operator]
+        project(here, [target], data)
+        write_trace(here / "artefacts" / data.artefact, data, trace(100))
+        code, shown = parbake(capsys, "rollout", data.key, "--dry-run")
+        code, done = parbake(capsys, "rollout", data.key)
+        assert (code, done["changed"]) == (0, True)
+        rate = "volumeInitializationRate: 300" in (here / "gpu.yaml").read_text().partition("spec:")[2]
+        assert rate is (remedy == "rate")
+    said = done["targets"][0]["remedy"]
+    assert shown["targets"][0]["remedy"] == said
+    assert (said["before"], said["remedy"]) == ("rate", "hydrate")
+    assert said["bills"]["hydrate"] < said["bills"]["rate"]
+    assert "chosen from the model alone" in said["because"]
+    assert "text/cloud-boothook" in (here / "gpu.yaml").read_text()
+    measured = here / "odd.json"
+    measured.write_text("[]")
+    project(here, [{"gitops": {"file": "gpu.yaml", "remedy": "auto", "starts": {"measured": ["odd.json"]}}}], data)
+    write_trace(here / "artefacts" / data.artefact, data, trace(100))
+    refused(parbake(capsys, "rollout", data.key), 2, "odd.json")
+    measured.unlink()
+    project(here, [{"gitops": {"file": "gpu.yaml", "remedy": "auto"}}], data)
+    write_trace(here / "artefacts" / data.artefact, data, trace(20_000))
+    _, shown = parbake(capsys, "rollout", data.key, "--dry-run")
+    assert shown["targets"][0]["remedy"]["remedy"] != "hydrate", "its list has no room in the user data"
+
+
 def test_a_commit_on_a_branch(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def git(*arguments: str) -> str:
         env = {

@@ -37,6 +37,7 @@ def results_json(results: Sequence[TargetResult], *, dry_run: bool) -> dict[str,
                 "written": each.written,
                 "follow": asdict(each.follow) if each.follow else None,
                 "canary": each.canary or None,
+                "remedy": asdict(each.remedy) if each.remedy else None,
             }
             for each in results
         ],
@@ -58,6 +59,7 @@ def results_text(results: Sequence[TargetResult], *, dry_run: bool) -> str:
         pods = f", {_CANARY[each.canary]}" if each.canary else ""
         parts.append(word(f"{each.target}: {each.change.where}: {verb}{nodes}{pods}"))
         parts += [word(f"  before  {each.change.before}"), word(f"  after   {each.change.after}")]
+        parts += [word(f"  remedy  {each.remedy}")] if each.remedy else []
         if dry_run and each.change.diff:
             parts.append(each.change.diff)
     return "\n".join(parts)

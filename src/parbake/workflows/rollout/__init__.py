@@ -39,6 +39,7 @@ from parbake.workflows.platforms import together
 from parbake.workflows.rollout import canary
 from parbake.workflows.rollout.offers import fitting, hydrate_part, hydrates, offer, with_mount
 from parbake.workflows.rollout.proof import CanaryProof, to_prove
+from parbake.workflows.rollout.remedies import RemedyChoice, choose_remedy
 from parbake.workflows.rollout.warm import Warming
 
 _AGAIN = "`parbake verify` compares the artefact with its record, and writes the list anew where it fits"
@@ -83,6 +84,7 @@ class TargetResult:
     """What became of one target: the change, whether it was written now, and how far its nodes are.
 
     ``canary`` says whether pods decide: they have (``passed``), have not yet (``waits``), or have said no before.
+    ``remedy`` is what ``remedy: auto`` chose.
     """
 
     target: str
@@ -91,6 +93,7 @@ class TargetResult:
     written: bool = False
     follow: RolloutProgress | None = None
     canary: Literal["", "passed", "waits", "failed"] = ""
+    remedy: RemedyChoice | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +121,7 @@ class _Decided:
     ids: tuple[str, ...] = ()
     records: tuple[Record, ...] = ()
     failed: CanaryNote | None = None
+    remedy: RemedyChoice | None = None
 
     @property
     def canary(self) -> Literal["", "waits", "failed"]:
@@ -145,7 +149,8 @@ def _rollout(
     _bring(selectors, bakefile, events)
     located = [found for selector in selectors for found in _records(selector, bakefile, events)]
     found = [record for _, record in located]
-    targets = choose(bakefile, options.to)
+    chosen = [choose_remedy(config, located, bakefile) for config in choose(bakefile, options.to)]
+    targets, remedies = [config for config, _ in chosen], {config.name: remedy for config, remedy in chosen}
     unproven = () if options.force else to_prove(bakefile, located, targets, follow=options.follow)
     if not unproven:
         _need_verified(found, events, force=options.force)
@@ -170,7 +175,8 @@ def _rollout(
         if noted and noted.state == "failed" and not options.force:
             decided.insert(0, _Decided(config, target, target.plan_rollback(), offered.region, failed=noted))
         elif options.again or not _was_left(config, target, offered, events):
-            decided.append(_decided(config, target, offered, found, noted, unproven=bool(unproven)))
+            then = _decided(config, target, offered, found, noted, unproven=bool(unproven))
+            decided.append(_with_remedy(then, remedies[config.name], events))
     proof = CanaryProof(bakefile, unproven, events) if unproven else None
     return _hand_over(decided, events, options, Warming(bakefile, found, events), proof)
 
@@ -200,6 +206,16 @@ def _decided(
     change = target.with_canary(change, CanaryNote(state="waits", of=offered.ids))
     is_open = unproven or not change.empty or (noted is not None and noted.state == "waits")
     return _Decided(config, target, change, offered.region, offered.ids, tuple(found) if is_open else ())
+
+
+def _with_remedy(decided: _Decided, remedy: RemedyChoice | None, events: Events) -> _Decided:
+    """Say what was chosen for a target, and what it is instead of."""
+    if remedy is None:
+        return decided
+    device = getattr(decided.config.options, "device", "")
+    remedy = remedy.instead_of(decided.change.before, device)
+    events.note(f"{decided.config.name}: remedy: {remedy}")
+    return replace(decided, remedy=remedy)
 
 
 def _was_left(config: Target, target: Rollout, offered: Offer, events: Events) -> bool:
@@ -341,7 +357,8 @@ def _hand_over(
         warming.begin(dict.fromkeys(each.region for each in warm), dry_run=options.dry_run)
     if options.dry_run:
         return tuple(
-            TargetResult(each.config.name, each.config.kind, each.change, canary=each.canary) for each in decided
+            TargetResult(each.config.name, each.config.kind, each.change, canary=each.canary, remedy=each.remedy)
+            for each in decided
         )
     return tuple(_handed(each, events, options, warming, proof) for each in decided)
 
@@ -356,7 +373,9 @@ def _handed(
         warming.pace(each.region)
     if written:
         _write(f"write-{each.config.name}", f"Write {each.change.where}", each.target, each.change, events)
-    result = TargetResult(each.config.name, each.config.kind, each.change, written, canary=each.canary)
+    result = TargetResult(
+        each.config.name, each.config.kind, each.change, written, canary=each.canary, remedy=each.remedy
+    )
     if options.follow:
         result = replace(result, follow=_follow(each, events, options))
         if each.canary:

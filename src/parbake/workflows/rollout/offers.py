@@ -113,13 +113,20 @@ def hydrate_part(located: Iterable[tuple[Path, Record]], *, boost: bool = False)
 
 def with_mount(offered: Offer, found: Sequence[Record], config: Target) -> Offer:
     """Add the user data that mounts the volume, where nodes mount nothing by themselves, and the target wants it."""
-    volume = next((record for record in found if record.plan.artefact.kind == "volume"), None)
-    if volume is None or not offered.snapshot or offered.family or not getattr(config.options, "mount", False):
+    if not offered.snapshot or offered.family:
         return offered
+    return offered.model_copy(update={"mount": mount_part(found, config)})
+
+
+def mount_part(found: Sequence[Record], config: Target) -> str:
+    """Return the user data that mounts the volume among records; empty without one, or where the target has its own."""
+    volume = next((record for record in found if record.plan.artefact.kind == "volume"), None)
+    if volume is None or not getattr(config.options, "mount", False):
+        return ""
     sandbox = str(volume.plan.sandbox.reference) if volume.plan.sandbox else ""
     root = getattr(config.options, "root", "")
     uuid = filesystem_uuid(volume.key)  # of an instance of EC2's making as well, unless it is Bottlerocket's own
-    return offered.model_copy(update={"mount": mount.user_data(sandbox, root, uuid=uuid)})
+    return mount.user_data(sandbox, root, uuid=uuid)
 
 
 def hydrates(config: Target) -> bool:
