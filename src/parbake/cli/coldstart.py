@@ -26,6 +26,7 @@ from parbake.cli.project import Project
 from parbake.cli.text.tables import table, wrapped
 from parbake.core.errors import InputError
 from parbake.core.events import Events
+from parbake.core.printable import word
 from parbake.core.units import human_bytes
 
 if TYPE_CHECKING:
@@ -275,7 +276,7 @@ def advise(
         estimated = costs.estimate(launches, seconds, start_seconds, headroom, bakes * bake_minutes / 60, listed)
         return _advised(estimated, None, listed, pulls)
     hint = "only artefacts of parbake can be assessed"
-    _, record = records.locate_record(project.named(selector), project.output(), events, hint=hint)
+    artefact, record = records.locate_record(project.named(selector), project.output(), events, hint=hint)
     situation = workflow.situation(
         record,
         launches=launches,
@@ -293,6 +294,7 @@ def advise(
     situation, speeds, pulls = found.applied(situation, costs.SPEEDS[profile], pulls)
     parts = {"situation": situation, "speeds": speeds, "drive": costs.DRIVES[drive], "measured": found}
     advice = costs.advise(situation, speeds, listed, pulls).model_copy(update={"basis": found.basis})
+    advice = advice.model_copy(update={"stream": costs.to_stream(workflow.files_read_whole(artefact, record), listed)})
     return _advised(advice, situation, listed, pulls, **parts)
 
 
@@ -337,6 +339,11 @@ def advice_text(advice: Advice, at: Situation | None, prices: Prices) -> str:
     money = f"{prices.currency} a month: the remedy itself, nodes that wait, and both"
     reason = list(wrapped(f"recommended: {advice.best.name}, because {advice.reason}"))
     reason += wrapped(f"chosen from {advice.basis}") if advice.basis else []
+    for each in advice.stream:
+        reason += wrapped(
+            f"stream {word(each.path)} ({human_bytes(each.size)}), do not bake it: a start reads it once, whole; a "
+            f"snapshot takes {each.seconds:.0f} s for that at least, and {each.cost:,.2f} {prices.currency} a month"
+        )
     return "\n".join([table(facts), "", remedies, "", money, *reason])
 
 

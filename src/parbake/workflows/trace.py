@@ -20,6 +20,7 @@ from parbake.coldstart.trace import (
     device_of,
     load,
     parse,
+    read_whole,
     save,
     summary,
     with_misses,
@@ -184,6 +185,14 @@ def trace_of(artefact: Path, record: Record | None) -> Trace:
             hint=f"`parbake trace {artefact.name}` makes one, or brings one from a node",
         )
     return load(artefact.with_name(record.trace_name), record.trace.digest)
+
+
+def files_read_whole(artefact: Path, record: Record) -> dict[str, int]:
+    """Return the large files that starts read once and whole, with their bytes; none where no trace lies beside it."""
+    try:
+        return read_whole(trace_of(artefact, record))
+    except InputError:
+        return {}
 
 
 def record_node(what: str, seconds: float, events: Events) -> Trace:

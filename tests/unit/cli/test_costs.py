@@ -10,7 +10,10 @@ import pytest
 
 from parbake import records
 from parbake.cli import run
-from parbake.core.model import MIB, TraceSummary
+from parbake.coldstart.trace import Part, Read, Trace
+from parbake.coldstart.trace.data import HotEntry
+from parbake.core.model import GIB, MIB, TraceSummary
+from parbake.workflows import trace as workflow
 from standins.plans import record
 
 
@@ -39,6 +42,7 @@ def test_advice_of_a_record(
     assert (half["situation"]["reads"], half["situation"]["read"]) == (750, 30 * MIB)
     assert [(each["source"], each["fastest"]) for each in half["pulls"]] == [("yours", 1000)]
     assert "gp3-raised or io2" in told(capsys, "advise", made.artefact, "--drive", "tape", code=2)["hint"]
+    assert found["stream"] == [], "no trace is beside it"
     records.write(tmp_path / "artefacts", made.model_copy(update={"trace": None}))
     unknown = told(capsys, "advise", made.artefact, "--hot", "45")
     assert unknown["situation"]["reads"] == 360, "pieces as large as what is read ahead"
@@ -57,3 +61,22 @@ def test_without_a_record_every_kind_of_pull_is_compared_with_a_bake(capsys: pyt
 
 def test_the_command_that_was_says_where_it_went(capsys: pytest.CaptureFixture[str]) -> None:
     assert "parbake advise --size" in told(capsys, "savings", "--pulls", "1", code=2)["hint"]
+
+
+def test_weights_are_streamed_and_not_baked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = record("a")
+    (tmp_path / "artefacts").mkdir()
+    records.write(tmp_path / "artefacts", made)
+    (tmp_path / "artefacts" / made.artefact).touch()
+    weights = HotEntry("models/weights.safetensors", 15 * GIB, ((0, 15 * GIB),))
+    reads = (Part(name="a", reads=(Read(1, 0, 15 * GIB // 512),)),)
+    seen = Trace(size=32 * GIB, parts=reads, files=(weights, HotEntry("bin/sh", 4096, ((0, 4096),))))
+    workflow.write_trace(tmp_path / "artefacts" / made.artefact, made, seen)
+    [stream] = told(capsys, "advise", made.artefact)["stream"]
+    assert (stream["path"], stream["size"], round(stream["seconds"], 1)) == (weights.path, 15 * GIB, 51.2)
+    assert stream["cost"] == pytest.approx(15 * 0.05)
+    assert run(["advise", made.artefact]) == 0
+    assert "stream models/weights.safetensors (15.0 GiB), do not bake it" in " ".join(capsys.readouterr().out.split())

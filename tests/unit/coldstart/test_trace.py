@@ -10,11 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parbake.cli.text import artefacts
-from parbake.coldstart.trace import Part, Read, Trace, hydrate_list, load, merged, relocated, requests, save, summary
+from parbake.coldstart.trace import (
+    Part,
+    Read,
+    Trace,
+    hydrate_list,
+    load,
+    merged,
+    read_whole,
+    relocated,
+    requests,
+    save,
+    summary,
+)
 from parbake.coldstart.trace.data import HotEntry, parse, spans
 from parbake.coldstart.trace.tracefs import Device, overruns, parse_lines
 from parbake.core.errors import InputError
-from parbake.core.model import EBS_BLOCK, TraceSummary
+from parbake.core.model import EBS_BLOCK, GIB, TraceSummary
 from parbake.records import Record
 from standins.plans import record
 
@@ -220,3 +232,24 @@ def test_records_keep_a_summary_and_old_ones_are_read() -> None:
     assert "512 KiB of 4.00 MiB (12.5%) in 1 reads" in text
     assert "skipped: b: it ended" in text
     assert artefacts.trace_line(TraceSummary()) == "0 B in 0 reads"
+
+
+@pytest.mark.parametrize(
+    ("ranges", "whole"),
+    [
+        ([(0, 2 * GIB)], True),
+        ([(0, GIB), (GIB + 4096, GIB)], True),
+        ([(0, GIB - 1)], False),
+        ([(4 << 20, 2 * GIB)], False),
+        ([(0, 4096), (GIB, 2 * GIB)], False),
+        ([], False),
+    ],
+    ids=["one stretch", "a page was there", "small", "not from the front", "here and there", "nothing known"],
+)
+def test_a_large_file_that_is_read_whole_is_told_from_one_that_is_read_here_and_there(
+    ranges: list[tuple[int, int]], whole: bool
+) -> None:
+    size = sum(length for _, length in ranges)
+    trace = Trace(files=(HotEntry("models/a%20b.safetensors", size, tuple(ranges)), HotEntry("bin/sh", 9, ((0, 9),))))
+    assert list(read_whole(trace)) == ["models/a b.safetensors"] * whole
+    assert not whole or read_whole(trace)["models/a b.safetensors"] >= GIB

@@ -8,11 +8,11 @@ from collections import Counter, defaultdict
 from tests.unit.project.test_structure import _files, _module, _name, _nodes, _wing
 
 LINES = {
-    "aws": 4530,
+    "aws": 4560,
     "bakefile": 3220,
     "builders": 5010,
-    "cli": 5990,
-    "coldstart": 1530,
+    "cli": 6000,
+    "coldstart": 1550,
     "containerd": 2300,
     "core": 5150,
     "fleet": 6265,
@@ -22,7 +22,7 @@ LINES = {
     "records": 2725,
     "rollouts": 5390,
     "verify": 1735,
-    "workflows": 9630,
+    "workflows": 9640,
 }
 """The most lines of each wing's modules, without those that the protobuf compiler writes."""
 SLACK = 0.94

@@ -89,12 +89,28 @@ class Remedy(Frozen):
         return not self.name.startswith(("pull", "headroom"))
 
 
+class StreamedFile(Frozen):
+    """A file that is better fetched by whoever reads it than baked: it is read once, whole. Size in bytes.
+
+    ``seconds`` is what a snapshot takes at least to deliver it, ``cost`` what it costs a month to keep it in one.
+    """
+
+    path: str
+    size: int
+    seconds: float
+    cost: float
+
+
 class Advice(Frozen):
-    """The remedies, cheapest first, why the first one is recommended, and what that rests on (``MeasuredStarts``)."""
+    """The remedies, cheapest first, why the first one is recommended, and what that rests on (``MeasuredStarts``).
+
+    ``stream`` are files that should not be baked at all, the largest first.
+    """
 
     remedies: tuple[Remedy, ...]
     reason: str
     basis: str = ""
+    stream: tuple[StreamedFile, ...] = ()
 
     @property
     def best(self) -> Remedy:
@@ -117,6 +133,20 @@ def advise(
     simplest = next(alike[name] for name in _SIMPLEST if name in alike)
     order.remove(simplest)
     return Advice(remedies=(simplest, *order), reason=_reason(simplest, found))
+
+
+def to_stream(read_whole: Mapping[str, int], prices: Prices) -> tuple[StreamedFile, ...]:
+    """Return what it costs to bake files, by path with their bytes, that each start reads once and whole. Pure.
+
+    A snapshot delivers 300 MiB/s at most, whatever is paid (Amazon EBS user guide, "volume initialization"); object
+    storage delivers to one node what its network takes, and the bytes are needed in memory alone.
+    """
+    month = prices.snapshot_gib_month.value
+    largest = sorted(read_whole.items(), key=lambda item: (-item[1], item[0]))
+    return tuple(
+        StreamedFile(path=path, size=size, seconds=size / (_RATE * MIB), cost=size / GIB * month)
+        for path, size in largest
+    )
 
 
 def estimate(

@@ -10,6 +10,7 @@ from parbake.coldstart.trace.data import (
     merged,
     parse,
     prefetch_list,
+    read_whole,
     relocated,
     requests,
     save,
@@ -21,6 +22,6 @@ from parbake.coldstart.trace.tracefs import Overrun, Recorder, device_of
 
 __all__ = [
     "SECTOR", "HotFile", "Overrun", "Part", "Read", "Recorder", "Trace", "data_below", "data_of", "described",
-    "device_of", "hydrate_list", "load", "merged", "owned", "parse", "prefetch_list", "relocated", "requests", "save",
-    "summary", "with_misses",
+    "device_of", "hydrate_list", "load", "merged", "owned", "parse", "prefetch_list", "read_whole", "relocated",
+    "requests", "save", "summary", "with_misses",
 ]  # fmt: skip

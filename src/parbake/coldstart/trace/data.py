@@ -9,20 +9,21 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from pydantic import ConfigDict, Field, StringConstraints, ValidationError
 
 from parbake.core import atomic
 from parbake.core.errors import InputError, VerificationFailed
 from parbake.core.files import read_file
-from parbake.core.model import EBS_BLOCK, Frozen, TraceSummary
+from parbake.core.model import EBS_BLOCK, GIB, Frozen, TraceSummary
 from parbake.core.workspace import room_for
 
 SECTOR = 512
 
 _LARGEST = 1 << 55  # sectors: beyond what a device can have
 _LARGEST_FILE = 256 << 20  # bytes: some millions of reads
+_READ_AHEAD = 1 << 20  # bytes that a reader from the front may find in memory: their pages came with another file's
 
 Sector = Annotated[int, Field(ge=0, lt=_LARGEST)]
 LONGEST = 4096
@@ -186,6 +187,24 @@ def summary(trace: Trace, *, file: str = "") -> TraceSummary:
         failed=trace.failed,
         digest=hashlib.sha256(_text(trace)).hexdigest(),
     )
+
+
+def read_whole(trace: Trace, least: int = GIB) -> dict[str, int]:
+    """Return the large files that starts read in one stretch from their first byte on, and how many bytes. Pure.
+
+    Weights of models are such files: read once, whole, and never again from the disk. ``least`` is in bytes.
+    """
+    found = dict[str, int]()
+    for path, _, ranges in trace.files:
+        end = 0
+        for offset, length in ranges:
+            if offset > end + _READ_AHEAD:
+                break
+            end = max(end, offset + length)
+        else:
+            if end >= least:
+                found[unquote(path, errors="replace")] = end
+    return found
 
 
 def parse(data: bytes, *, called: str = "the trace") -> Trace:
