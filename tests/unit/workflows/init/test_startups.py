@@ -28,7 +28,7 @@ def test_how_pods_start_their_images_is_written_as_far_as_it_can_be_repeated(tmp
     begin(tmp_path, Events(), InitOptions(manifests=str(CASES / "starts.yaml")))
     text = (tmp_path / "parbake.yaml").read_text()
     load(tmp_path / "parbake.yaml")
-    section = text[text.index("\nimages:\n") + 1 : text.index("\n# How to bake")]
+    section = text[text.index("\nimages:\n") + 1 : text.index("\n# And those of a cluster")]
     assert section == (CASES / "starts.txt").read_text()
 
 
