@@ -57,7 +57,8 @@ def leave(code: int) -> Never:
     if collector:
         for file in [file for file, lines in collector.data.items() if not lines]:
             del collector.data[file]
-        collector.flush_data()
+        if collector.data:  # each flush is a file of its own, which the end of all tests waits for
+            collector.flush_data()
     posix._exit(code)  # coverage's own, in `os`, looks for all files of the program: that takes longer than most copies
 
 

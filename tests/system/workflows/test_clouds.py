@@ -33,7 +33,7 @@ from standins.runs import opened
 from standins.store import snapshot_folders
 from standins.trees import differences, scan
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 BOTTOM = layer({"lib/a": b"a" * 5000, "lib/b": b"b", "odd\\name": b"odd"})
 APP = image(BOTTOM, layer({"lib/.wh.a": b"", "srv/.wh..wh..opq": b"", "srv/app": b"app"}))
@@ -146,7 +146,8 @@ def test_compute_engine_takes_the_machine(shop: Shop, tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     sh("qemu-img", "convert", "-O", "raw", shop.machine, raw)
     os.truncate(raw, GIB)
-    sh("cmp", raw, unpacked(archive, tmp_path / "out", unzip="gzip -d"))
+    again = unpacked(archive, tmp_path / "out", unzip="gzip -d")
+    sh("qemu-img", "compare", "-f", "raw", "-F", "raw", raw, again)  # which passes over holes
     with gzip.open(archive) as file:
         assert file.read(265)[257:] == b"ustar  \0", "the old GNU kind"
     name = archive.name.removesuffix(".tar.gz")

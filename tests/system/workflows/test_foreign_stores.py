@@ -23,7 +23,7 @@ from standins.registry import DockerRegistry
 from standins.runs import bakefile, parbake, place, private_places
 from standins.trees import scan
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.slow]
 __all__ = ["place", "private_places"]
 
 CONTENT = "io.containerd.content.v1.content"

@@ -8,7 +8,7 @@ from tests.system.project.test_docs import TUTORIAL, World, default_base, follow
 
 __all__ = ["default_base", "world"]
 
-pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.slow]
+pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.slow(80)]
 
 
 def test_the_tutorial_can_be_followed(world: World) -> None:
