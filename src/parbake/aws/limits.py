@@ -24,6 +24,11 @@ class Gp3:
     def __str__(self) -> str:
         return f"{self.iops:,} IOPS and {self.throughput:,} MiB/s"
 
+    @property
+    def figures(self) -> str:
+        """What a tag says of it (``tags.BOOST``)."""
+        return f"{self.iops}/{self.throughput}"
+
     def within(self, gib: int) -> Gp3:
         """Return as much of it as a volume of so many GiB may have."""
         iops = max(GP3.iops, min(self.iops, _MOST_IOPS, gib * _IOPS_A_GIB))

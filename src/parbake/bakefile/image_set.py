@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from parbake.bakefile.sections import ImageEntry, Section, StartupSection, Via
 from parbake.bakefile.values import SIZE_SCHEMA, matching, size, text_schema, wrong
 from parbake.core.errors import InputError
+from parbake.core.files import read_file
 from parbake.core.model import GIB, Digest, Frozen, Startup
 from parbake.core.reference import Reference
 
@@ -108,15 +109,11 @@ def lock_path(output: Path, name: str) -> Path:
 def read_lock(path: Path) -> ImageLock | None:
     """Read a lock, None where there is none; raises InputError for one that says nothing sensible."""
     try:
-        with path.open("rb") as file:
-            content = file.read(_LARGEST_LOCK + 1)
-        if len(content) > _LARGEST_LOCK:
-            raise InputError(f"{path} is larger than {_LARGEST_LOCK >> 20} MiB", hint="remove it: a bake chooses anew")
-        return ImageLock.model_validate_json(content)
+        return ImageLock.model_validate_json(read_file(path, _LARGEST_LOCK))
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
+        raise InputError(f"cannot read {path}: {error.strerror}", hint="remove it: a bake chooses anew") from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "it"

@@ -51,7 +51,7 @@ def keep(disk: Path, plan: Plan, digest: str, cache: Path) -> None:
 def take(target: Path, plan: Plan, digest: str, cache: Path) -> bool:
     """Move the disk of a plan's name to where it may be changed; False where there is none with such a list of blocks.
 
-    One that others have written to is removed. Raises OSError, EnvironmentProblem.
+    One that others have written to stays where it is, until the next one is kept. Raises OSError, EnvironmentProblem.
     """
     path = _place(plan, cache)
     with _locked(path):

@@ -69,6 +69,12 @@ KubeContext = Annotated[
         "--context", help="kubectl's context for --from-cluster; its current one if left out.", metavar="NAME"
     ),
 ]
+PricesFile = Annotated[
+    Path | None, typer.Option("--prices", help="A JSON file of prices, to replace parbake's.", metavar="FILE")
+]
+NodeHour = Annotated[
+    float | None, typer.Option(min=0, help="What a node costs per hour, instead of the list's price.", metavar="PRICE")
+]
 WHICH = "A record, an artefact, or the start of a name or key. A Bakefile's whole name means its newest artefact"
 """How a record is named: the beginning of a command's help."""
 Selector = Annotated[

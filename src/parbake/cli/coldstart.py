@@ -15,6 +15,8 @@ from parbake.cli.app import (
     BakefilePath,
     Folder,
     KubeContext,
+    NodeHour,
+    PricesFile,
     RehearseIn,
     Result,
     Selector,
@@ -233,13 +235,8 @@ def advise(
             metavar="FILE",
         ),
     ] = None,
-    prices: Annotated[
-        Path | None, typer.Option("--prices", help="A JSON file of prices, to replace parbake's.", metavar="FILE")
-    ] = None,
-    node_hour: Annotated[
-        float | None,
-        typer.Option(min=0, help="What a node costs per hour, instead of the list's price.", metavar="PRICE"),
-    ] = None,
+    prices: PricesFile = None,
+    node_hour: NodeHour = None,
     file: BakefilePath = DEFAULT_FILE,
 ) -> Result:
     """Recommend the cheapest remedy for cold volumes, and say why.
@@ -293,8 +290,8 @@ def advise(
     found = costs.read_measured(measured or ())
     situation, speeds, pulls = found.applied(situation, costs.SPEEDS[profile], pulls)
     parts = {"situation": situation, "speeds": speeds, "drive": costs.DRIVES[drive], "measured": found}
-    advice = costs.advise(situation, speeds, listed, pulls).model_copy(update={"basis": found.basis})
-    advice = advice.model_copy(update={"stream": costs.to_stream(workflow.files_read_whole(artefact, record), listed)})
+    stream = costs.to_stream(workflow.files_read_whole(artefact, record), listed)
+    advice = costs.advise(situation, speeds, listed, pulls).model_copy(update={"basis": found.basis, "stream": stream})
     return _advised(advice, situation, listed, pulls, **parts)
 
 

@@ -9,7 +9,7 @@ import typer
 
 from parbake.aws import costs
 from parbake.aws.costs import Prices, Pull
-from parbake.cli.app import DEFAULT_FILE, BakefilePath, KubeContext, Result, command
+from parbake.cli.app import DEFAULT_FILE, BakefilePath, KubeContext, NodeHour, PricesFile, Result, command
 from parbake.cli.project import Project
 from parbake.cli.text.tables import table
 from parbake.core.errors import InputError
@@ -62,13 +62,8 @@ def suggest(
     pull_rate: Annotated[
         float | None, typer.Option(min=0.001, help="How fast your pulls are, in MB of layers a second.", metavar="MB")
     ] = None,
-    prices: Annotated[
-        Path | None, typer.Option("--prices", help="A JSON file of prices, to replace parbake's.", metavar="FILE")
-    ] = None,
-    node_hour: Annotated[
-        float | None,
-        typer.Option(min=0, help="What a node costs per hour, instead of the list's price.", metavar="PRICE"),
-    ] = None,
+    prices: PricesFile = None,
+    node_hour: NodeHour = None,
     output: Annotated[
         Path | None, typer.Option("--output", help="Write the Bakefile into this folder.", metavar="FOLDER")
     ] = None,

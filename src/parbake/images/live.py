@@ -1,4 +1,4 @@
-"""Which images the pods of a cluster run now: how many pods, on which nodes, and with which pull secrets.
+"""Which images the pods of a cluster run now: how many pods, and on which nodes.
 
 What a cluster answers is its tenants' text: names that are none are counted and left out, and so is what has no node.
 Source: Kubernetes API reference, Pod v1 (``status.phase``: of Succeeded and Failed nothing runs any more).
@@ -15,6 +15,7 @@ from typing import Any, Final
 from parbake.core.errors import BadReference
 from parbake.core.printable import word
 from parbake.core.reference import Reference
+from parbake.core.yamltext import as_list, as_map
 
 _KINDS: Final = ("initContainers", "containers")
 _OVER: Final = frozenset({"Succeeded", "Failed"})
@@ -22,30 +23,24 @@ _OVER: Final = frozenset({"Succeeded", "Failed"})
 
 @dataclass(slots=True)
 class LiveImages:
-    """What pods run. ``of_pods`` counts them by image, ``users`` has the namespaces and pull secrets of each image."""
+    """What pods run; ``of_pods`` counts them by image."""
 
     of_pods: Counter[Reference] = field(default_factory=Counter)
-    users: defaultdict[Reference, set[tuple[str, str]]] = field(default_factory=lambda: defaultdict(set))
     no_names: set[str] = field(default_factory=set)
-    pods: int = 0
     _nodes: defaultdict[str, set[Reference]] = field(default_factory=lambda: defaultdict(set))
 
     def take(self, pod: Mapping[str, Any]) -> None:
         """Take in a pod, as the API has it."""
-        metadata, spec, status = (_map(pod.get(key)) for key in ("metadata", "spec", "status"))
+        spec, status = (as_map(pod.get(key)) for key in ("spec", "status"))
         if status.get("phase") in _OVER or not spec.get("nodeName"):
             return
-        self.pods += 1
-        secrets = [str(_map(each).get("name") or "") for each in _list(spec.get("imagePullSecrets"))]
         found = set()
-        for each in (one for kind in _KINDS for one in _list(spec.get(kind))):
-            name = str(_map(each).get("image") or "")
+        for each in (one for kind in _KINDS for one in as_list(spec.get(kind))):
+            name = str(as_map(each).get("image") or "")
             try:
                 found.add(Reference.parse(name))
             except BadReference:
                 self.no_names.add(word(name))
-        for image in found:
-            self.users[image] |= {(str(metadata.get("namespace") or ""), secret) for secret in secrets or [""]}
         self.of_pods.update(found)
         self._nodes[str(spec["nodeName"])] |= found
 
@@ -61,11 +56,3 @@ class LiveImages:
 def excluded(image: Reference, patterns: tuple[str, ...]) -> bool:
     """Whether a pattern fits an image's whole name, as it is written or normalised."""
     return any(fnmatchcase(name, pattern) for pattern in patterns for name in (str(image), image.written))
-
-
-def _map(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _list(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from parbake.aws.limits import GP3, RAISED_GP3, Gp3
@@ -23,7 +24,7 @@ def boosted(spec: Mapping[str, Any]) -> str:
 
 def tag_of(device: str, ebs: Mapping[str, Any]) -> str:
     """Return the tag of a raised volume: under which device, and how raised, for all volumes of a node have it."""
-    return f"{device} {ebs.get('iops', GP3.iops)}/{ebs.get('throughput', GP3.throughput)}"
+    return f"{device} {_gp3(ebs).figures}"
 
 
 def retag(spec: dict[str, Any], tag: str) -> None:
@@ -37,14 +38,12 @@ def retag(spec: dict[str, Any], tag: str) -> None:
 
 def raised(gib: int) -> dict[str, int]:
     """Return the settings of a volume of so many GiB that is raised as far as it can be."""
-    usual = RAISED_GP3.within(gib)
-    return {"iops": usual.iops, "throughput": usual.throughput}
+    return asdict(RAISED_GP3.within(gib))
 
 
 def slow(mapping: Mapping[str, Any]) -> dict[str, Any]:
     """Return the mapping of a volume that was launched raised as it is without: nobody would take it back."""
-    ebs = {key: value for key, value in (mapping.get("ebs") or {}).items() if key not in SPEED}
-    return {**mapping, "ebs": ebs}
+    return {**mapping, "ebs": {key: value for key, value in (mapping.get("ebs") or {}).items() if key not in SPEED}}
 
 
 def of_a_remedy(ebs: Mapping[str, Any], gib: int) -> bool:
@@ -57,8 +56,11 @@ def against(ebs: Mapping[str, Any], gib: int, *, boost: bool) -> list[str]:
     kind = str(ebs.get("volumeType") or "gp2")
     if kind != "gp3":
         return [f"`boost` is for gp3, and the volume is of type {kind}: write `volumeType: gp3`"] if boost else []
-    wanted = Gp3(int(ebs.get("iops") or GP3.iops), int(ebs.get("throughput") or GP3.throughput))
-    most = wanted.within(gib)
-    if wanted == most:
+    wanted = _gp3(ebs)
+    if (most := wanted.within(gib)) == wanted:
         return []
     return [f"a gp3 volume of {gib} GiB with {wanted} cannot be made: write at most {most}, or a larger `volumeSize`"]
+
+
+def _gp3(ebs: Mapping[str, Any]) -> Gp3:
+    return Gp3(int(ebs.get("iops") or GP3.iops), int(ebs.get("throughput") or GP3.throughput))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -54,15 +53,14 @@ class Tidied:
 def look(bakefile_path: Path, events: Events) -> Seen:
     """Return what the Bakefile's names mean now; raises what asking raises."""
     one_platform(bakefile_path, {}, "a watch")
-    with plan.open_session(bakefile_path, events, turn="take") as run, ThreadPoolExecutor(max_workers=8) as pool:
+    with plan.open_session(bakefile_path, events, turn="take") as run:
 
         def of(entry: ImageEntry) -> str:
             if entry.build is not None:
                 return build.build_key(entry.build, entry.platform or run.bakefile.platform)
             return run.registry.head(entry.reference).digest
 
-        with run.registry.closing_on_failure():
-            found = list(pool.map(of, run.bakefile.images))
+        found = run.registry.each(of, run.bakefile.images)
         seen = {entry.reference.written: digest for entry, digest in zip(run.bakefile.images, found, strict=True)}
         return {**seen, "base": _base(run)}
 

@@ -8,9 +8,9 @@ import pytest
 
 from bench.suggest import of_best
 from parbake.aws.costs import DRIVES, advise, load_prices
+from parbake.aws.costs.advise import Ahead, seconds_behind
 from parbake.aws.costs.rates import kind_of
 from parbake.aws.costs.restore_credits import share
-from parbake.aws.costs.starts import Ahead, seconds_behind
 from parbake.aws.limits import RAISED_GP3
 from parbake.core.model import GIB
 from standins.cold_fleets import cold_fleet, month, start

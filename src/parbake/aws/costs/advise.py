@@ -18,7 +18,6 @@ from pydantic import Field
 from parbake.aws.costs.prices import Prices
 from parbake.aws.costs.rates import DRIVES, Pull, PullName, Speeds, VolumeKind, kind_of, known_pulls
 from parbake.aws.costs.restore_credits import bucket, refill, share
-from parbake.aws.costs.starts import Ahead, seconds_behind
 from parbake.aws.limits import GP3, MOST_GP3, RAISED_GP3, Gp3
 from parbake.core.model import GIB, MIB, Frozen
 
@@ -182,6 +181,34 @@ def raised_hour(gp3: Gp3, prices: Prices) -> float:
 def _raised_month(gp3: Gp3, at: Situation, prices: Prices) -> float:
     """Return what that costs for all nodes of a month, as long as they live; nothing where they have it anyway."""
     return at.launches * _DAYS * at.lifetime * raised_hour(gp3, prices) if at.drive == "gp3" else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """What loads the blocks of a start besides: when it comes to the first, and when it is done, in seconds.
+
+    Zero is the start of the application; a loader that began earlier has a negative ``begins``.
+    """
+
+    begins: float
+    ends: float
+
+
+def seconds_behind(ahead: Ahead, alone: float, behind: float) -> float:
+    """Return how long an application takes that needs ``alone`` seconds by itself, and ``behind`` on loaded blocks.
+
+    Both go through the same blocks in the same order. ``make bench-suggest`` plays the same starts block by block.
+    """
+    takes = ahead.ends - ahead.begins
+    if ahead.begins > 0:  # it begins by itself, until it is overtaken
+        if ahead.ends >= alone:
+            return alone
+        overtaken = ahead.begins * alone / (alone - takes)
+        return max(ahead.ends, overtaken + (1 - overtaken / alone) * behind)
+    if behind >= ahead.ends:  # it never comes as far as the loader
+        return behind
+    caught_up = -ahead.begins / (takes - behind)  # the share that was done by then
+    return min(ahead.ends, caught_up * behind + (1 - caught_up) * alone)
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ def take_back(region: str, events: Events) -> tuple[str, ...]:
 def _left_raised(volume: Mapping[str, Any], now: Gp3) -> bool:
     """Whether a volume is as its node class raised it, and not another of the node's, after its node's start."""
     device, _, figures = as_dict(volume).get(BOOST, "").partition(" ")
-    if figures != f"{now.iops}/{now.throughput}" or volume["State"] not in {"in-use", "available"}:
+    if figures != now.figures or volume["State"] not in {"in-use", "available"}:
         return False
     attached = volume.get("Attachments") or []
     if volume["State"] == "in-use" and device not in {each.get("Device") for each in attached}:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from parbake.aws import VERIFIED
-from parbake.aws.iam.statements import OURS, Policy, Scope, allow, both, here, never_take_over, suffix
+from parbake.aws.iam.statements import OURS, Policy, Scope, allow, both, here, never_take_over, suffix, tagging
 from parbake.aws.tags import BOOST
 from parbake.bakefile.targets import Target
 
@@ -36,9 +36,8 @@ def statements(scope: Scope) -> Iterator[Policy]:
         changes = ["ec2:CreateTags", "ec2:EnableFastSnapshotRestores"]
         yield allow("RestoreFast", changes, scope.ec2("snapshot", regions=scope.places), OURS)
     if bakefile.verify.by == "canary" and any(target.canary for target in bakefile.rollout):
-        alone: Policy = {"ForAllValues:StringEquals": {"aws:TagKeys": [VERIFIED]}, "Null": {"aws:TagKeys": "false"}}
         made = scope.ec2("image", "snapshot", regions=scope.places)
-        yield allow("SayWhatIsProven", ["ec2:CreateTags"], made, both(OURS, alone))
+        yield allow("SayWhatIsProven", ["ec2:CreateTags"], made, both(OURS, tagging(VERIFIED)))
     of_targets = list(for_targets(own))
     yield from of_targets
     if fast and not any(each["Sid"] == "NeverTakeOver" for each in of_targets):
@@ -105,7 +104,7 @@ def _tags(scope: Scope, targets: Sequence[Target]) -> Iterator[Policy]:
     for number, (tag, its) in enumerate(sorted(keys.items()), 1):
         key, _, value = tag.partition("=")
         images = scope.ec2("image", regions=scope.of(its))
-        alone: Policy = {"ForAllValues:StringEquals": {"aws:TagKeys": [key]}, "Null": {"aws:TagKeys": "false"}}
+        alone = tagging(key)
         yield allow(f"PromoteImages{number}", ["ec2:CreateTags"], images, both(OURS, alone))
         tagged: Policy = {"StringEquals": {f"aws:ResourceTag/{key}": value}}
         yield allow(f"DemoteImages{number}", ["ec2:DeleteTags"], images, both(tagged, alone))

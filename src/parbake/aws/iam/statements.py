@@ -120,6 +120,11 @@ def here(regions: Sequence[str]) -> Policy:
     return {"StringEquals": {"aws:RequestedRegion": list(regions)}}
 
 
+def tagging(key: str) -> Policy:
+    """Return the condition that a call writes this tag, and no other."""
+    return {"ForAllValues:StringEquals": {"aws:TagKeys": [key]}, "Null": {"aws:TagKeys": "false"}}
+
+
 def both(*conditions: Policy) -> Policy:
     """Return the condition that all of these hold."""
     found: Policy = {}

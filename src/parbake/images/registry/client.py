@@ -82,6 +82,14 @@ class Registry:
         self._transport.close()
         self._threads.shutdown(cancel_futures=True)
 
+    def each[Item, Answer](self, ask: Callable[[Item], Answer], items: Iterable[Item]) -> list[Answer]:
+        """Ask of several items at a time, and return the answers in their order; raises what asking raises.
+
+        Then, and where it is interrupted, the connections are cut.
+        """
+        with ThreadPoolExecutor(_AT_ONCE) as pool, self.closing_on_failure():
+            return list(pool.map(ask, items))
+
     @contextmanager
     def closing_on_failure(self) -> Iterator[None]:
         """Cut the connections when the body fails or is interrupted: no thread goes on waiting for an answer."""

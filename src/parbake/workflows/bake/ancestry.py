@@ -46,14 +46,9 @@ def shipped_parent(
 
     As ``parent_of``, but for the disk: it is this bake's own, and will not be there for another.
     """
-    found, cache, path = (
-        _newest_fitting(plan, output, records.find(output), verify=verify, trust=trust),
-        cache_folder(),
-        work / "parent.raw",
-    )
-    if found is None:
+    if (found := _newest_fitting(plan, output, records.find(output), verify=verify, trust=trust)) is None:
         return None
-    record, blocks = found
+    (record, blocks), cache, path = found, cache_folder(), work / "parent.raw"
     if not earlier.take(path, plan, blocks.digest(), cache) or path.stat().st_size != record.size:
         return None
     memory = None if verify or rehearse else Memory(path, blocks.digest(), cache)

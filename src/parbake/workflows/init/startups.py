@@ -9,7 +9,7 @@ expansion`` (``$(NAME)`` in commands and variables).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from parbake.bakefile.sections import MOST_FILES, StartupSection
 from parbake.core.printable import word
+from parbake.core.yamltext import as_list, as_map
 from parbake.images.workloads import ConfigMaps, FoundImage
 
 type Map = Mapping[str, object]
@@ -77,7 +78,7 @@ def start_of(spec: Map, container: Map, metadata: Map, configs: ConfigMaps) -> P
     namespace = str(metadata.get("namespace") or "")
     variables = _variables(found, container, metadata, lambda name: _config(configs, namespace, name))
     for key, said in (("command", container.get("command")), ("args", container.get("args"))):
-        words = tuple(expand(str(text), variables) for text in _list(said))
+        words = tuple(expand(str(text), variables) for text in as_list(said))
         if any(map(_is_secret, words)):
             found.note(f"its {key} has what looks like a secret: write it with something that does for a proof")
             continue
@@ -86,7 +87,7 @@ def start_of(spec: Map, container: Map, metadata: Map, configs: ConfigMaps) -> P
             found.note(f"its {key} has $({name}): write the value there")
     if variables:
         found.keys["env"] = variables
-    _who(found, _map(spec.get("securityContext")), _map(container.get("securityContext")))
+    _who(found, as_map(spec.get("securityContext")), as_map(container.get("securityContext")))
     if directory := container.get("workingDir"):
         found.keys["workdir"] = str(directory)
     _volumes(found, spec, container, lambda name: _config(configs, namespace, name))
@@ -125,10 +126,10 @@ def _config(configs: ConfigMaps, namespace: str, name: str) -> Map | None:
 
 def _variables(found: PodStart, container: Map, metadata: Map, config: _Lookup) -> dict[str, str]:
     known: dict[str, str] = {}
-    for each in map(_map, _list(container.get("envFrom"))):
+    for each in map(as_map, as_list(container.get("envFrom"))):
         prefix = str(each.get("prefix") or "")
         for kind, key in (("ConfigMap", "configMapRef"), ("Secret", "secretRef")):
-            source = _map(each.get(key))
+            source = as_map(each.get(key))
             data = config(str(source.get("name"))) if kind == "ConfigMap" else None
             for name, value in (data or {}).items():
                 _take(found, known, f"{prefix}{name}", str(value))
@@ -137,8 +138,8 @@ def _variables(found: PodStart, container: Map, metadata: Map, config: _Lookup) 
                 found.note(
                     f"its environment has all of {kind} {source.get('name')}{begins}: write what it needs in env"
                 )
-    for each in map(_map, _list(container.get("env"))):
-        name, source = str(each.get("name") or ""), _map(each.get("valueFrom"))
+    for each in map(as_map, as_list(container.get("env"))):
+        name, source = str(each.get("name") or ""), as_map(each.get("valueFrom"))
         if source:
             value, whence = _value_from(source, metadata, config)
         else:
@@ -165,13 +166,13 @@ def _take(found: PodStart, known: dict[str, str], name: str, value: str) -> None
 def _value_from(source: Map, metadata: Map, config: _Lookup) -> tuple[str | None, str]:
     """Return a value, or where it is from; neither for what may be missing."""
     for kind, key in (("Secret", "secretKeyRef"), ("ConfigMap", "configMapKeyRef")):
-        if named := _map(source.get(key)):
+        if named := as_map(source.get(key)):
             data = config(str(named.get("name"))) if kind == "ConfigMap" else None
             if data is not None and named.get("key") in data:
                 return str(data[str(named.get("key"))]), ""
             optional = named.get("optional") is True
             return None, "" if optional else f"{kind} {named.get('name')}, key {named.get('key')}"
-    path = str(_map(source.get("fieldRef")).get("fieldPath") or "")
+    path = str(as_map(source.get("fieldRef")).get("fieldPath") or "")
     if path in {"metadata.name", "metadata.namespace"}:
         return str(metadata.get(path.partition(".")[2]) or "default"), ""
     return _FIELDS.get(path.removesuffix("s")), path or "the pod's resources"
@@ -191,10 +192,10 @@ def _who(found: PodStart, pod: Map, container: Map) -> None:
 
 
 def _volumes(found: PodStart, spec: Map, container: Map, config: _Lookup) -> None:
-    volumes = {str(volume.get("name")): volume for volume in map(_map, _list(spec.get("volumes")))}
+    volumes = {str(volume.get("name")): volume for volume in map(as_map, as_list(spec.get("volumes")))}
     writable: list[str] = []
     files: dict[str, object] = {}
-    for mount in map(_map, _list(container.get("volumeMounts"))):
+    for mount in map(as_map, as_list(container.get("volumeMounts"))):
         at, name = str(mount.get("mountPath") or "").rstrip("/"), str(mount.get("name"))
         volume = volumes.get(name)
         if at.startswith(_OWN_MOUNTS):
@@ -202,11 +203,11 @@ def _volumes(found: PodStart, spec: Map, container: Map, config: _Lookup) -> Non
         if volume is None or any(kind in volume for kind in _EMPTY):  # without: of a StatefulSet's claims
             writable.append(at)
             continue
-        projected = _list(_map(volume.get("projected")).get("sources"))
-        for source in map(_map, [volume, *projected]):
-            if said := _map(source.get("configMap")):
+        projected = as_list(as_map(volume.get("projected")).get("sources"))
+        for source in map(as_map, [volume, *projected]):
+            if said := as_map(source.get("configMap")):
                 _files(found, files, at, str(mount.get("subPath") or ""), said, config)
-            elif said := _map(source.get("secret")):
+            elif said := as_map(source.get("secret")):
                 found.note(f"{at} is of Secret {said.get('secretName') or said.get('name')}: write its files")
         known = {"configMap", "secret", "projected", "downwardAPI", "image", "name"}
         if others := sorted(map(str, volume.keys() - known)):
@@ -225,7 +226,8 @@ def _files(found: PodStart, files: dict[str, object], at: str, below: str, said:
             found.note(f"{at} is of ConfigMap {said.get('name')}, which was not read: write its files")
         return
     items = [
-        (str(each.get("key")), str(each.get("path")), each.get("mode")) for each in map(_map, _list(said.get("items")))
+        (str(each.get("key")), str(each.get("path")), each.get("mode"))
+        for each in map(as_map, as_list(said.get("items")))
     ]
     for key, path, mode in items or [(key, key, None) for key in data]:
         if key not in data or (below and below != path):
@@ -249,10 +251,10 @@ def _runs(mode: object) -> bool:
 
 
 def _probes(found: PodStart, container: Map) -> None:
-    ports = {str(port.get("name")): port.get("containerPort") for port in map(_map, _list(container.get("ports")))}
+    ports = {str(port.get("name")): port.get("containerPort") for port in map(as_map, as_list(container.get("ports")))}
     said: dict[str, tuple[Map, str]] = {}
     for kind in _PROBES:
-        probe = _map(container.get(kind))
+        probe = as_map(container.get(kind))
         found_up = _up(probe, ports)
         if found_up is not None:
             said[kind] = found_up
@@ -265,7 +267,7 @@ def _probes(found: PodStart, container: Map) -> None:
         others = [(other, instead) for other, (instead, _) in said.items() if instead != up]
         for other, instead in others[:1]:
             found.note(f"its {_word(other)} probe is {_short(instead)}: take that if this one needs a network")
-    start = _map(container.get("startupProbe"))
+    start = as_map(container.get("startupProbe"))
     wait = (_number(start.get("failureThreshold")) or 3) * (_number(start.get("periodSeconds")) or 10)
     if start and _TIMEOUT < wait <= _LONGEST_TIMEOUT:
         found.keys["timeout"] = f"{wait}s"
@@ -273,10 +275,10 @@ def _probes(found: PodStart, container: Map) -> None:
 
 def _up(probe: Map, ports: Map) -> tuple[Map, str] | None:
     """Return how a probe looks as a startup's ``up``, and what is different; None where it cannot be said."""
-    if command := tuple(str(word) for word in _list(_map(probe.get("exec")).get("command"))):
+    if command := tuple(str(word) for word in as_list(as_map(probe.get("exec")).get("command"))):
         return {"exec": command}, ""
     for kind in ("httpGet", "tcpSocket", "grpc"):
-        asked = _map(probe.get(kind))
+        asked = as_map(probe.get(kind))
         port = _number(ports.get(str(asked.get("port")), asked.get("port")))
         if (
             port is None
@@ -370,11 +372,3 @@ def _number(value: object) -> int | None:
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 12:
         return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 40 else None
-
-
-def _map(value: object) -> Map:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _list(value: object) -> Iterable[object]:
-    return value if isinstance(value, list | tuple) else ()

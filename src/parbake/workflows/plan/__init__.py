@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -207,8 +206,7 @@ def resolve(run: Session, *, ignore_built: bool = False) -> dict[Reference, Imag
         return build.existing(entry.reference, platform, key, registry=run.registry, cache=run.cache)
 
     entries = run.bakefile.images
-    with ThreadPoolExecutor(max_workers=8) as pool, run.registry.closing_on_failure():
-        found = list(pool.map(look_up, entries))
+    found = run.registry.each(look_up, entries)
     return {
         entry.reference: image and _as_written(entry, order, image)
         for order, (entry, image) in enumerate(zip(entries, found, strict=True))

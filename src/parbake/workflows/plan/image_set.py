@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Protocol
@@ -131,8 +130,8 @@ def _choose(
     counts = steady.remember({name: each.nodes for name, each in earlier.items()}, now)
     counts = {name: each for name, each in list(counts.items())[:MOST_IMAGES] if not excluded(name, wanted.exclude)}
     members = {each.reference for each in before.images} if before else set()
-    with ThreadPoolExecutor(max_workers=8) as pool, run.registry.closing_on_failure():
-        digests = dict(zip(counts, pool.map(lambda name: _digest(run, name, wanted, members), counts), strict=True))
+    asked = run.registry.each(lambda name: _digest(run, name, wanted, members), counts)
+    digests = dict(zip(counts, asked, strict=True))
     seen = {
         name: SeenImage(digest=digests[name] if digests[name].startswith("sha256:") else "", nodes=counts[name])
         for name in counts
@@ -146,9 +145,9 @@ def _choose(
         left_out = {name: why for name, why in before.left_out.items() if name in still} | left_out
         calm = min(before.calm + 1, steady.MEMORY)
         return before.model_copy(update={"at": at, "calm": calm, "seen": seen, "left_out": left_out})
-    with ThreadPoolExecutor(max_workers=8) as pool, run.registry.closing_on_failure():
-        known = [name for name in counts if str(name) not in left_out]
-        answers = dict(zip(known, pool.map(lambda name: _image(run, name, wanted, members), known), strict=True))
+    known = [name for name in counts if str(name) not in left_out]
+    resolved = run.registry.each(lambda name: _image(run, name, wanted, members), known)
+    answers = dict(zip(known, resolved, strict=True))
     images = {name: each for name, each in answers.items() if isinstance(each, Image)}
     left_out |= {str(name): word(each) for name, each in answers.items() if isinstance(each, str)}
     started = steady.demand(live.together(set(images) & set(now)), counts, images)

@@ -127,6 +127,17 @@ class _Decided:
     def canary(self) -> Literal["", "waits", "failed"]:
         return "failed" if self.failed else "waits" if self.records else ""
 
+    @property
+    def warms(self) -> bool:
+        """Whether its nodes are about to start from what fast snapshot restore can warm."""
+        return not self.change.empty and self.config.remedy in {None, "fsr"}
+
+    def result(self, *, written: bool = False) -> TargetResult:
+        """Return what has become of it so far."""
+        return TargetResult(
+            self.config.name, self.config.kind, self.change, written, canary=self.canary, remedy=self.remedy
+        )
+
 
 def rollout(
     bakefile_path: Path, selectors: Sequence[str], events: Events, options: RolloutOptions
@@ -353,13 +364,9 @@ def _hand_over(
         if each.change.diff and not options.dry_run:
             events.note(f"{each.config.name}: {each.change.before} -> {each.change.after}\n{each.change.diff}")
     if warming:
-        warm = (each for each in decided if not each.change.empty and each.config.remedy in {None, "fsr"})
-        warming.begin(dict.fromkeys(each.region for each in warm), dry_run=options.dry_run)
+        warming.begin(dict.fromkeys(each.region for each in decided if each.warms), dry_run=options.dry_run)
     if options.dry_run:
-        return tuple(
-            TargetResult(each.config.name, each.config.kind, each.change, canary=each.canary, remedy=each.remedy)
-            for each in decided
-        )
+        return tuple(each.result() for each in decided)
     return tuple(_handed(each, events, options, warming, proof) for each in decided)
 
 
@@ -369,13 +376,11 @@ def _handed(
     """Write a target, follow its nodes, and let their first pods decide where it has a canary."""
     interrupts.resume()
     written = not each.change.empty
-    if written and warming and each.config.remedy in {None, "fsr"}:
+    if warming and each.warms:
         warming.pace(each.region)
     if written:
         _write(f"write-{each.config.name}", f"Write {each.change.where}", each.target, each.change, events)
-    result = TargetResult(
-        each.config.name, each.config.kind, each.change, written, canary=each.canary, remedy=each.remedy
-    )
+    result = each.result(written=written)
     if options.follow:
         result = replace(result, follow=_follow(each, events, options))
         if each.canary:

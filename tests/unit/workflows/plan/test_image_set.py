@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +54,8 @@ class Registry:
             raise NoSuchImage(f"{name}: the registry has no repository {name.repository}")
         return IMAGES[name.repository].model_copy(update={"reference": name})
 
-    def closing_on_failure(self) -> AbstractContextManager[None]:
-        return nullcontext()
+    def each(self, ask: Callable[[Reference], Any], names: Iterable[Reference]) -> list[Any]:
+        return [ask(name) for name in names]
 
 
 def pod(*images: str, node: str = "n1", namespace: str = "shop", phase: str = "Running", **spec: Any) -> dict[str, Any]:
